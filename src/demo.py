@@ -1,0 +1,37 @@
+"""Build the book's 124M model, show what it is made of, and let it write before it has learned anything."""
+
+import torch
+
+from glassgpt.book import GPTModel, generate_text_simple, gpt2_tokenizer, show_generation
+
+GPT_CONFIG_124M = {
+    "vocab_size": 50257,
+    "context_length": 1024,
+    "emb_dim": 768,
+    "n_heads": 12,
+    "n_layers": 12,
+    "drop_rate": 0.1,
+    "qkv_bias": False,
+}
+
+
+def main() -> None:
+    """Print the configuration, the parameter counts and ten tokens after "Hello, I am"."""
+    torch.manual_seed(123)
+    model = GPTModel(GPT_CONFIG_124M).eval()
+    print("Configuration:")
+    for key, value in GPT_CONFIG_124M.items():
+        print(f"  {key:<15}{value}")
+    total = sum(parameter.numel() for parameter in model.parameters())
+    head = model.out_head.weight.numel()
+    print(f"Parameters: {total:,}")
+    print(f"Parameters if the output head were the token embedding, as in GPT-2: {total - head:,}")
+    print(f"Memory for them in float32: {total * 4 / 2**20:,.0f} MiB")
+    show_generation(model, generate_text_simple, gpt2_tokenizer(), max_new_tokens=10)
+    print(
+        "\nIt has learned nothing yet: `python src/gpt_train.py` trains it, `glassgpt demo` a small one quickly."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""A GPT you can see through.
+
+The names below are imported when they are first used: `import glassgpt` alone loads no torch, which keeps the command
+line quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from glassgpt.checkpoint import load_model, save_model
+    from glassgpt.config import PRESETS, GPTConfig
+    from glassgpt.generation.generate import complete, generate, stream
+    from glassgpt.kv_cache import KVCache
+    from glassgpt.model import GPTModel
+    from glassgpt.tokenizer import Tokenizer
+    from glassgpt.training.train import train
+
+_HOME = {
+    "GPTConfig": "config",
+    "PRESETS": "config",
+    "GPTModel": "model",
+    "KVCache": "kv_cache",
+    "Tokenizer": "tokenizer",
+    "load_model": "checkpoint",
+    "save_model": "checkpoint",
+    "complete": "generation.generate",
+    "generate": "generation.generate",
+    "stream": "generation.generate",
+    "train": "training.train",
+}
+
+__all__ = [  # noqa: RUF022 - in the order of the documentation
+    "GPTConfig", "GPTModel", "KVCache", "PRESETS", "Tokenizer",
+    "complete", "generate", "load_model", "save_model", "stream", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

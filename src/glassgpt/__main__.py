@@ -1,0 +1,7 @@
+"""`python -m glassgpt` is `glassgpt`."""
+
+import sys
+
+from glassgpt.cli import main
+
+sys.exit(main())

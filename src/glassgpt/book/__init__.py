@@ -1,0 +1,52 @@
+"""What only the book needs, under its names: *Build a Large Language Model From Scratch*, chapters 2 to 5.
+
+The doors in `src/` give these names out again, each those that the book's file of the same name has.
+Everything a maker needs beyond the book (data on disk, resuming, sampling options, serving) lies in the other
+packages.
+"""
+
+from glassgpt.book.data import (
+    GPTDatasetV1,
+    create_dataloader_v1,
+    gpt2_tokenizer,
+    text_to_token_ids,
+    token_ids_to_text,
+    training_text,
+)
+from glassgpt.book.generation import (
+    generate,
+    generate_text_simple_cached,
+    generate_within_context,
+    show_generation,
+)
+from glassgpt.book.model import CachedGPTModel, GPTModel, TransformerBlock
+from glassgpt.book.training import (
+    calc_loss_batch,
+    calc_loss_loader,
+    evaluate_model,
+    generate_and_print_sample,
+    plot_losses,
+    train_model_simple,
+)
+from glassgpt.book.weights import (
+    assign,
+    download_and_load_gpt2,
+    download_file,
+    load_gpt2_params_from_tf_ckpt,
+    load_weights_into_gpt,
+)
+from glassgpt.model import GELU, FeedForward, LayerNorm, MultiHeadAttention, generate_text_simple
+
+__all__ = [  # noqa: RUF022 - in the order of the chapters
+    # 2: text
+    "GPTDatasetV1", "create_dataloader_v1", "gpt2_tokenizer", "text_to_token_ids", "token_ids_to_text",
+    "training_text",
+    # 3 and 4: the model
+    "MultiHeadAttention", "LayerNorm", "GELU", "FeedForward", "TransformerBlock", "GPTModel",
+    "CachedGPTModel", "generate_text_simple", "generate_text_simple_cached", "generate_within_context",
+    "show_generation",
+    # 5: training, sampling, GPT-2's weights
+    "calc_loss_batch", "calc_loss_loader", "evaluate_model", "generate_and_print_sample", "plot_losses",
+    "train_model_simple", "generate", "assign", "download_and_load_gpt2", "download_file",
+    "load_gpt2_params_from_tf_ckpt", "load_weights_into_gpt",
+]  # fmt: skip

@@ -1,0 +1,208 @@
+"""A token array on disk: text encoded once, then read by page, however long it is.
+
+A token file is a plain NumPy `.npy` array (`numpy.load(path, mmap_mode="r")` opens it) with a `.json` beside
+it that says what the numbers mean: how many, of which tokenizer, from how much text.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from glassgpt.data.corpus import Document
+
+_MAGIC = "glassgpt-tokens"
+_VERSION = 1
+_PIECE_BYTES = 1 << 16  # texts of one call of the encoder, which may encode them in parallel ...
+_BATCH_BYTES = 1 << 20  # ... and all of them together: an encoder may need some hundred bytes for each token
+
+
+class Encoder(Protocol):
+    """What the data code needs of a tokenizer."""
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of token ids, the special ones included."""
+
+    @property
+    def eot_id(self) -> int | None:
+        """The id that ends a document; None if the vocabulary has none."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of what decides the ids."""
+
+    def encode_batch(self, texts: list[str], /) -> list[list[int]]:
+        """The ids of each text; never a special one, whatever the text says."""
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """An open token file. `tokens` is a read-only memory map: nothing is read before it is used."""
+
+    path: Path
+    tokens: npt.NDArray[Any] = field(
+        repr=False, compare=False
+    )  # (n_tokens,), a np.memmap of uint16 or uint32
+    n_bytes: int  # of the text, in UTF-8
+    n_vocab: int
+    fingerprint: str  # SHA-256 of the tokens' bytes, in hex
+    tokenizer_fingerprint: str
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens, end-of-text tokens included."""
+        return len(self.tokens)
+
+    @classmethod
+    def open(cls, path: str | Path, *, encoder: Encoder | None = None) -> "TokenFile":
+        """Open a file that `write_tokens` wrote; with `encoder`, only if it was written with that one.
+
+        Checks header, sizes and tokenizer, not every token. Raises FileNotFoundError if there is none, and
+        ValueError if it is incomplete, damaged, of another version or of another tokenizer.
+        """
+        path = Path(path)
+        sidecar = _sidecar(path)
+        again = "encode the text again"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such token file; {again}")
+        try:
+            meta = json.loads(sidecar.read_text(encoding="utf-8"))
+            kind = meta["magic"], meta["version"]
+            count, n_bytes, n_vocab = int(meta["count"]), int(meta["n_bytes"]), int(meta["n_vocab"])
+            dtype, fingerprint, tokenizer = str(meta["dtype"]), str(meta["sha256"]), str(meta["tokenizer"])
+        except FileNotFoundError:
+            raise ValueError(f"{path}: {sidecar.name} is missing beside it; {again}") from None
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{sidecar}: damaged ({error!r}); {again}") from None
+        if kind != (_MAGIC, _VERSION):
+            raise ValueError(f"{sidecar}: of kind {kind}, but this reads {(_MAGIC, _VERSION)}; {again}")
+        if encoder is not None and (encoder.n_vocab, encoder.fingerprint) != (n_vocab, tokenizer):
+            raise ValueError(
+                f"{path}: written with another tokenizer ({n_vocab} ids, {tokenizer[:12]}) than this one "
+                f"({encoder.n_vocab} ids, {encoder.fingerprint[:12]}); use that one, or {again} with this"
+            )
+        expected = _dtype_for(n_vocab)
+        header = _npy_header(expected, count)
+        with path.open("rb") as file:
+            head = file.read(len(header))
+        size = path.stat().st_size
+        fits = size == len(header) + count * expected.itemsize and head == header
+        if not fits or dtype != expected.name:
+            raise ValueError(
+                f"{path}: its {size} bytes are not the {count} tokens of {dtype}, for {n_vocab} ids, "
+                f"that {sidecar.name} tells of; {again}"
+            )
+        tokens = np.memmap(path, expected, "r", offset=len(header), shape=(count,))
+        return cls(path, tokens, n_bytes, n_vocab, fingerprint, tokenizer)
+
+
+def write_tokens(
+    documents: Sequence[Document],
+    encoder: Encoder,
+    path: str | Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> TokenFile:
+    """Encode `documents` into a token file at `path`, each followed by the end-of-text id if there is one.
+
+    Memory does not grow with the text. Tokens are uint16 for up to 65536 ids, else uint32. The file gets its
+    name when it is complete; until then an older one at `path` stays as it is. `progress` is called with the
+    bytes of text done and in all.
+
+    Raises ValueError if there are no tokens, or the encoder gives an id outside its vocabulary; OSError where
+    the disk does.
+    """
+    path = Path(path)
+    dtype = _dtype_for(encoder.n_vocab)
+    n_bytes = sum(document.n_bytes for document in documents)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    count, done, digest = 0, 0, hashlib.sha256()
+    try:
+        with part.open("wb") as file:
+            file.write(_npy_header(dtype, 0))
+            for batch in _batches(documents):
+                data = _encode(batch, encoder).astype(dtype).tobytes()
+                file.write(data)
+                digest.update(data)
+                count += len(data) // dtype.itemsize
+                done += sum(len(text.encode("utf-8")) for text, _ in batch)
+                if progress is not None:
+                    progress(done, n_bytes)
+            if not count:
+                raise ValueError(f"{path}: no text, so no tokens to write; name a text with words in it")
+            file.seek(0)
+            file.write(_npy_header(dtype, count))
+            file.flush()
+            os.fsync(file.fileno())
+        meta = {
+            "magic": _MAGIC,
+            "version": _VERSION,
+            "count": count,
+            "dtype": dtype.name,
+            "n_vocab": encoder.n_vocab,
+            "tokenizer": encoder.fingerprint,
+            "n_bytes": n_bytes,
+            "sha256": digest.hexdigest(),
+        }
+        # The two can't change names at once. Without a sidecar a file is refused, so it goes first.
+        _sidecar(path).unlink(missing_ok=True)
+        part.replace(path)
+        part.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+        part.replace(_sidecar(path))
+    finally:
+        part.unlink(missing_ok=True)
+    return TokenFile.open(path, encoder=encoder)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[str, bool]]]:
+    """(text, whether its document ends with it), in lists of about `_BATCH_BYTES`."""
+    batch: list[tuple[str, bool]] = []
+    size = 0
+    for document in documents:
+        left = document.n_bytes
+        for text in document.pieces(_PIECE_BYTES):
+            n_bytes = len(text.encode("utf-8"))
+            left -= n_bytes
+            size += n_bytes
+            batch.append((text, left == 0))
+            if size >= _BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(batch: list[tuple[str, bool]], encoder: Encoder) -> npt.NDArray[np.int64]:
+    ids: list[int] = []
+    end = [] if encoder.eot_id is None else [encoder.eot_id]
+    encoded = encoder.encode_batch([text for text, _ in batch])
+    for part, (_, ends_document) in zip(encoded, batch, strict=True):
+        ids += part + end if ends_document else part
+    tokens = np.array(ids, dtype=np.int64)
+    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < encoder.n_vocab:
+        raise ValueError(
+            f"the tokenizer gave ids from {tokens.min()} to {tokens.max()}, but says it has "
+            f"{encoder.n_vocab} ids: train or download it again"
+        )
+    return tokens
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _dtype_for(n_vocab: int) -> np.dtype[Any]:
+    return np.dtype("<u2" if n_vocab <= 1 << 16 else "<u4")
+
+
+def _npy_header(dtype: np.dtype[Any], count: int) -> bytes:
+    """Header of a 1-D `.npy` file, version 1.0 (see `numpy.lib.format`); 128 bytes whatever the count."""
+    text = str({"descr": dtype.str, "fortran_order": False, "shape": (count,)})
+    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode("ascii") + b"\n"

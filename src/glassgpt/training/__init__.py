@@ -1,0 +1,1 @@
+"""Training: one visible loop and the parts it calls."""

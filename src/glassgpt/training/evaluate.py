@@ -1,0 +1,43 @@
+"""How well a model predicts a text: loss, perplexity, bits per byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from glassgpt.data.corpus import read_corpus
+from glassgpt.data.tokens import write_tokens
+from glassgpt.model import GPTModel
+from glassgpt.tokenizer import Tokenizer
+from glassgpt.training.step import evaluate_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The measure of one model on one text."""
+
+    loss: float
+    """Nats per token."""
+    perplexity: float
+    bits_per_byte: float
+    """Comparable between models with different tokenizers."""
+    n_tokens: int
+    n_bytes: int
+
+
+def evaluate(
+    model: GPTModel, tokenizer: Tokenizer, texts: Sequence[str | Path], batch_size: int = 8
+) -> Evaluation:
+    """Measure `model` on text files or folders, read in windows of the context length side by side.
+
+    The first token of each window is predicted from little, so the figures are those of a reader who forgets at every
+    window's edge. Raises what `read_corpus` raises.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = write_tokens(read_corpus(texts), tokenizer, Path(folder) / "text.npy")
+        loss = evaluate_loss(model, tokens.tokens, batch_size, None)
+        bits = loss / math.log(2) * tokens.n_tokens / tokens.n_bytes
+        return Evaluation(loss, math.exp(min(loss, 700)), bits, tokens.n_tokens, tokens.n_bytes)

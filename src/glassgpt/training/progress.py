@@ -1,0 +1,34 @@
+"""The one place progress goes through: what a run tells, and to whom. `training.terminal` shows it to people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from glassgpt.training.prepare import Prepared
+    from glassgpt.training.train import TrainResult
+
+
+class Progress:
+    """Is told what happens, in the order of the methods; does nothing with it. Override what you want to see."""
+
+    def message(self, text: str) -> None:
+        """One line worth knowing."""
+
+    def encoding(self, done: int, total: int) -> None:
+        """`done` of `total` bytes of text are tokens now."""
+
+    def start(self, prepared: Prepared, dtype: str, first_step: int) -> None:
+        """The first step is about to be taken; `first_step` is above 0 in a resumed run."""
+
+    def step(self, record: dict[str, Any]) -> None:
+        """A step was taken: a line of `log.jsonl`."""
+
+    def evaluation(self, record: dict[str, Any], best: bool) -> None:
+        """The model was measured and saved: a line of `log.jsonl`, and whether no earlier one was better."""
+
+    def sample(self, text: str) -> None:
+        """What the model writes now."""
+
+    def finish(self, result: TrainResult) -> None:
+        """The run ended, finished or stopped."""

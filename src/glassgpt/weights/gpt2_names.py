@@ -1,0 +1,164 @@
+"""GPT-2's tensor names and layout, and ours.
+
+OpenAI's and Hugging Face's GPT-2 keep a linear layer's weight as (in, out), which Hugging Face calls `Conv1D`, and
+query, key and value side by side in one matrix; nanoGPT keeps the names and turns the matrices to PyTorch's (out, in).
+Ours are the book's. Both directions go through the one table below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+
+import torch
+from torch import Tensor
+
+from glassgpt.config import GPTConfig
+from glassgpt.model import GPTModel
+
+# (ours, theirs) inside one block, apart from query, key and value; the matrices are named in _MATRICES
+_BLOCK = (
+    ("norm1.scale", "ln_1.weight"),
+    ("norm1.shift", "ln_1.bias"),
+    ("att.out_proj.weight", "attn.c_proj.weight"),
+    ("att.out_proj.bias", "attn.c_proj.bias"),
+    ("norm2.scale", "ln_2.weight"),
+    ("norm2.shift", "ln_2.bias"),
+    ("ff.layers.0.weight", "mlp.c_fc.weight"),
+    ("ff.layers.0.bias", "mlp.c_fc.bias"),
+    ("ff.layers.2.weight", "mlp.c_proj.weight"),
+    ("ff.layers.2.bias", "mlp.c_proj.bias"),
+)
+_MATRICES = ("attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+_QKV = ("att.W_query", "att.W_key", "att.W_value")
+_ENDS = (
+    ("tok_emb.weight", "wte.weight"),
+    ("pos_emb.weight", "wpe.weight"),
+    ("final_norm.scale", "ln_f.weight"),
+    ("final_norm.shift", "ln_f.bias"),
+)
+
+
+def to_gpt2_names(state: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """Our state dict under GPT-2's names, contiguous, (in, out); a missing QKV bias is written as its equal, zeros."""
+    out = {f"transformer.{theirs}": state[ours] for ours, theirs in _ENDS}
+    for i in range(config.n_layers):
+        ours_at, theirs_at = f"trf_blocks.{i}.", f"transformer.h.{i}."
+        for ours, theirs in _BLOCK:
+            tensor = state[ours_at + ours]
+            out[theirs_at + theirs] = tensor.T if theirs in _MATRICES else tensor
+        weights = [state[f"{ours_at}{name}.weight"].T for name in _QKV]
+        zeros = weights[0].new_zeros(config.emb_dim)
+        biases = [state[f"{ours_at}{name}.bias"] if config.qkv_bias else zeros for name in _QKV]
+        out[theirs_at + "attn.c_attn.weight"] = torch.cat(weights, dim=1)
+        out[theirs_at + "attn.c_attn.bias"] = torch.cat(biases)
+    if not config.tie_embeddings:
+        out["lm_head.weight"] = state["out_head.weight"]
+    return {name: tensor.detach().contiguous() for name, tensor in out.items()}
+
+
+def from_gpt2_names(
+    tensors: Mapping[str, Tensor],
+    config: GPTConfig,
+    *,
+    transposed: bool = True,
+    dtype: torch.dtype | None = None,
+    source: str = "the weights",
+) -> dict[str, Tensor]:
+    """Our state dict from tensors under GPT-2's names, with or without `transformer.` before them.
+
+    `transposed`: matrices are (in, out), as GPT-2's are; False for nanoGPT's. Every tensor of `tensors` is accounted
+    for: one that is missing, unexpected, of another shape, not of a floating type or not finite raises `ValueError`,
+    all of the first three kinds at once. Tensors are taken one at a time, so a lazy mapping is never held twice.
+    """
+    names = _their_names(tensors)
+    if config.n_layers > len(names):  # before a table of them is made: the config may be a stranger's
+        raise ValueError(f"{source}: {config.n_layers} layers in the config, {len(names)} tensors in all")
+    expected = dict(_their_shapes(config, transposed))
+    ignored = [n for n in names if n.endswith((".attn.bias", ".attn.masked_bias"))]  # causal masks of old files
+    if config.tie_embeddings and "lm_head.weight" in names:
+        ignored.append("lm_head.weight")
+        if not torch.equal(tensors[names["lm_head.weight"]], tensors[names.get("wte.weight", "lm_head.weight")]):
+            raise ValueError(f"{source}: lm_head.weight differs from wte.weight though the config ties them")
+    if not config.qkv_bias:  # written as zeros, or not at all
+        for i in range(config.n_layers):
+            name = f"h.{i}.attn.c_attn.bias"
+            if name in names and tensors[names[name]].any():
+                raise ValueError(f"{source}: {name} is not zero though the config says qkv_bias false")
+            del expected[name]
+            ignored.append(name)
+    problems = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in names]
+    problems += [f"unexpected {name}" for name in names if name not in expected and name not in ignored]
+    problems += [
+        f"{name} is {list(found)}, the config needs {list(shape)}"
+        for name, shape in expected.items()
+        if name in names and (found := tuple(tensors[names[name]].shape)) != shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise ValueError(f"{source} does not fit its config: {'; '.join(problems[:6])}{more}")
+
+    def take(name: str, turn: bool = False) -> Tensor:
+        tensor = tensors[names[name]]
+        if not tensor.is_floating_point():
+            raise ValueError(f"{source}: {name} is {tensor.dtype}, not a floating type")
+        if not tensor.sum(dtype=torch.float32).isfinite():
+            raise ValueError(f"{source}: {name} holds NaN or infinite values")
+        tensor = tensor.T if turn else tensor
+        # a copy of our own: the source may be a mapped file, which a later change must neither move nor reach
+        return torch.empty(tensor.shape, dtype=dtype or tensor.dtype).copy_(tensor)
+
+    state: dict[str, Tensor] = {ours: take(theirs) for ours, theirs in _ENDS}
+    for i in range(config.n_layers):
+        ours_at, theirs_at = f"trf_blocks.{i}.", f"h.{i}."
+        for ours, theirs in _BLOCK:
+            state[ours_at + ours] = take(theirs_at + theirs, turn=transposed and theirs in _MATRICES)
+        weight = take(theirs_at + "attn.c_attn.weight", turn=transposed)  # (3 d, d)
+        for name, part in zip(_QKV, weight.chunk(3), strict=True):
+            state[f"{ours_at}{name}.weight"] = part.clone()
+        if config.qkv_bias:
+            for name, part in zip(_QKV, take(theirs_at + "attn.c_attn.bias").chunk(3), strict=True):
+                state[f"{ours_at}{name}.bias"] = part.clone()
+    state["out_head.weight"] = state["tok_emb.weight"] if config.tie_embeddings else take("lm_head.weight")
+    return state
+
+
+def build_model(config: GPTConfig, state: MutableMapping[str, Tensor]) -> GPTModel:
+    """A model, in `eval` mode, whose parameters are the very tensors of `state`: no initialisation, no second copy."""
+    with torch.device("meta"):
+        model = GPTModel(config)
+    model.load_state_dict(state, assign=True)
+    if config.tie_embeddings:
+        model.out_head.weight = model.tok_emb.weight
+    return model.eval().requires_grad_(True)
+
+
+def _their_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name without `transformer.` to the name it has in `tensors`."""
+    names: dict[str, str] = {}
+    for name in tensors:
+        short = name.removeprefix("transformer.")
+        if short in names:
+            raise ValueError(f"two tensors are called {short}: {names[short]} and {name}")
+        names[short] = name
+    return names
+
+
+def _their_shapes(config: GPTConfig, transposed: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+    d = config.emb_dim
+    yield "wte.weight", (config.vocab_size, d)
+    yield "wpe.weight", (config.context_length, d)
+    for name in ("ln_f.weight", "ln_f.bias"):
+        yield name, (d,)
+    for i in range(config.n_layers):
+        for name, n_in, n_out in (
+            ("attn.c_attn", d, 3 * d),
+            ("attn.c_proj", d, d),
+            ("mlp.c_fc", d, 4 * d),
+            ("mlp.c_proj", 4 * d, d),
+        ):
+            yield f"h.{i}.{name}.weight", (n_in, n_out) if transposed else (n_out, n_in)
+            yield f"h.{i}.{name}.bias", (n_out,)
+        for name in ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias"):
+            yield f"h.{i}.{name}", (d,)
+    if not config.tie_embeddings:
+        yield "lm_head.weight", (config.vocab_size, d)

@@ -1,0 +1,65 @@
+"""Text from GPT-2 with the book's sampling (chapter 5): `python src/gpt_generate.py --prompt "Every effort"`."""
+
+import argparse
+
+import torch
+
+from glassgpt import Tokenizer, load_model
+from glassgpt.book import (
+    GPTModel,
+    assign,
+    download_and_load_gpt2,
+    generate,
+    gpt2_tokenizer,
+    load_weights_into_gpt,
+    text_to_token_ids,
+    token_ids_to_text,
+)
+from glassgpt.device import pick_device
+from glassgpt.weights.download import OPENAI_SIZES
+from glassgpt.weights.openai import config_from_settings
+
+__all__ = ["assign", "generate", "load_weights_into_gpt"]
+
+
+def load(name: str) -> tuple[torch.nn.Module, Tokenizer]:
+    """A model directory, or one of the four GPT-2 by name, fetched to `gpt2/` the first time."""
+    sizes = {short: size for size, short in OPENAI_SIZES.items()}
+    size = sizes.get(name, name)
+    if size not in OPENAI_SIZES:
+        return load_model(name)
+    settings, params = download_and_load_gpt2(size, models_dir="gpt2")
+    gpt = GPTModel(config_from_settings(settings))
+    load_weights_into_gpt(gpt, params)
+    return gpt, gpt2_tokenizer()
+
+
+def main(prompt: str, model: str, device: str) -> None:
+    """Print `prompt` and 25 tokens after it, drawn from the 50 best of each step."""
+    place = pick_device(device)
+    gpt, tokenizer = load(model)
+    gpt.to(place).eval()
+    torch.manual_seed(123)
+    token_ids = generate(
+        gpt,
+        text_to_token_ids(prompt, tokenizer).to(place),
+        max_new_tokens=25,
+        context_size=gpt.pos_emb.weight.shape[0],
+        top_k=50,
+        temperature=1.0,
+    )
+    print("Output text:\n", token_ids_to_text(token_ids, tokenizer))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompt", default="Every effort moves you", help="the text to go on from")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    parser.add_argument(
+        "--model", default="gpt2", help="a model directory, or gpt2, gpt2-medium, gpt2-large, gpt2-xl"
+    )
+    arguments = parser.parse_args()
+    try:
+        main(**vars(arguments))
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")

@@ -1,0 +1,86 @@
+"""Train the book's model on its text (chapter 5), write `loss.pdf` and `model.pth` here, and load it back."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glassgpt.book import (
+    GPTModel,
+    create_dataloader_v1,
+    gpt2_tokenizer,
+    plot_losses,
+    train_model_simple,
+    training_text,
+)
+from glassgpt.device import pick_device
+
+__all__ = ["main", "plot_losses", "train_model_simple"]
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+GPT_CONFIG_124M = {
+    "vocab_size": 50257,
+    "context_length": 256,  # GPT-2's is 1024; 256 is enough for a text this short
+    "emb_dim": 768,
+    "n_heads": 12,
+    "n_layers": 12,
+    "drop_rate": 0.1,
+    "qkv_bias": False,
+}
+GPT_CONFIG_TINY = GPT_CONFIG_124M | {"context_length": 12, "emb_dim": 32, "n_heads": 4, "n_layers": 2}
+OTHER_SETTINGS = {"learning_rate": 5e-4, "num_epochs": 10, "batch_size": 2, "weight_decay": 0.1}
+
+
+def main(
+    gpt_config: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[list[float], list[float], list[int], GPTModel]:
+    """Train on *The Verdict*: (training losses, validation losses, tokens seen, model).
+
+    The text is `the-verdict.txt` from here, from beside this script or from ../shared/data; else it is fetched.
+    """
+    torch.manual_seed(123)
+    device = pick_device()
+    text = training_text([Path(), Path(__file__).resolve().parent, CHECKOUT.parent / "shared" / "data"])
+    model = GPTModel(gpt_config).to(device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"]
+    )
+    split = int(0.90 * len(text))
+    length = gpt_config["context_length"]
+    train_loader = create_dataloader_v1(text[:split], settings["batch_size"], length, length)
+    val_loader = create_dataloader_v1(
+        text[split:], settings["batch_size"], length, length, shuffle=False, drop_last=False
+    )
+    train_losses, val_losses, tokens_seen = train_model_simple(
+        model,
+        train_loader,
+        val_loader,
+        optimizer,
+        device,
+        num_epochs=settings["num_epochs"],
+        eval_freq=5,
+        eval_iter=1,
+        start_context="Every effort moves you",
+        tokenizer=gpt2_tokenizer(),
+    )
+    return train_losses, val_losses, tokens_seen, model
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, one epoch: seconds, not an hour")
+    tiny = parser.parse_args().tiny
+    gpt_config = GPT_CONFIG_TINY if tiny else GPT_CONFIG_124M
+    settings = OTHER_SETTINGS | {"num_epochs": 1} if tiny else OTHER_SETTINGS
+
+    train_losses, val_losses, tokens_seen, model = main(gpt_config, settings)
+
+    epochs_seen = torch.linspace(0, settings["num_epochs"], len(train_losses))
+    plot_losses(epochs_seen, tokens_seen, train_losses, val_losses).savefig("loss.pdf")
+    torch.save(model.state_dict(), "model.pth")
+    model = GPTModel(gpt_config)
+    model.load_state_dict(torch.load("model.pth", weights_only=True))
+    print("Wrote loss.pdf and model.pth")
