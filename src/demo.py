@@ -2,17 +2,7 @@
 
 import torch
 
-from glassgpt.book import GPTModel, generate_text_simple, gpt2_tokenizer, show_generation
-
-GPT_CONFIG_124M = {
-    "vocab_size": 50257,
-    "context_length": 1024,
-    "emb_dim": 768,
-    "n_heads": 12,
-    "n_layers": 12,
-    "drop_rate": 0.1,
-    "qkv_bias": False,
-}
+from glassgpt.book import GPT_CONFIG_124M, GPTModel, generate_text_simple, gpt2_tokenizer, show_generation
 
 
 def main() -> None:
@@ -28,9 +18,7 @@ def main() -> None:
     print(f"Parameters if the output head were the token embedding, as in GPT-2: {total - head:,}")
     print(f"Memory for them in float32: {total * 4 / 2**20:,.0f} MiB")
     show_generation(model, generate_text_simple, gpt2_tokenizer(), max_new_tokens=10)
-    print(
-        "\nIt has learned nothing yet: `python src/gpt_train.py` trains it, `glassgpt demo` a small one quickly."
-    )
+    print("\nIt has learned nothing yet: python src/gpt_train.py trains it, glassgpt demo a small one.")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Text from GPT-2 with the book's sampling (chapter 5): `python src/gpt_generate.py --prompt "Every effort"`."""
+"""Text from GPT-2 with the book's sampling (chapter 5): `python src/gpt_generate.py --prompt "Hello"`."""
 
 import argparse
 
 import torch
 
-from glassgpt import Tokenizer, load_model
+from glassgpt import GPTModel, Tokenizer, load_model
 from glassgpt.book import (
-    GPTModel,
     assign,
     download_and_load_gpt2,
     generate,
@@ -22,7 +21,7 @@ from glassgpt.weights.openai import config_from_settings
 __all__ = ["assign", "generate", "load_weights_into_gpt"]
 
 
-def load(name: str) -> tuple[torch.nn.Module, Tokenizer]:
+def load(name: str) -> tuple[GPTModel, Tokenizer]:
     """A model directory, or one of the four GPT-2 by name, fetched to `gpt2/` the first time."""
     sizes = {short: size for size, short in OPENAI_SIZES.items()}
     size = sizes.get(name, name)
@@ -44,7 +43,7 @@ def main(prompt: str, model: str, device: str) -> None:
         gpt,
         text_to_token_ids(prompt, tokenizer).to(place),
         max_new_tokens=25,
-        context_size=gpt.pos_emb.weight.shape[0],
+        context_size=gpt.config.context_length,
         top_k=50,
         temperature=1.0,
     )

@@ -1,9 +1,10 @@
-"""The model of the book's chapters 2 to 4: dataset, attention, transformer block, GPT, and greedy generation."""
+"""The model of the book's chapters 2 to 4: dataset, attention, transformer block, GPT, generation."""
 
 import torch
 
 from glassgpt.book import (
     GELU,
+    GPT_CONFIG_124M,
     FeedForward,
     GPTDatasetV1,
     GPTModel,
@@ -18,6 +19,7 @@ from glassgpt.book import (
 
 __all__ = [
     "GELU",
+    "GPT_CONFIG_124M",
     "FeedForward",
     "GPTDatasetV1",
     "GPTModel",
@@ -31,17 +33,8 @@ __all__ = [
 
 def main() -> None:
     """Ten tokens from an untrained model of 124M parameters, every one computed from the start."""
-    config = {
-        "vocab_size": 50257,
-        "context_length": 1024,
-        "emb_dim": 768,
-        "n_heads": 12,
-        "n_layers": 12,
-        "drop_rate": 0.1,
-        "qkv_bias": False,
-    }
     torch.manual_seed(123)
-    show_generation(GPTModel(config), generate_text_simple, gpt2_tokenizer(), max_new_tokens=10)
+    show_generation(GPTModel(GPT_CONFIG_124M), generate_text_simple, gpt2_tokenizer(), max_new_tokens=10)
 
 
 if __name__ == "__main__":

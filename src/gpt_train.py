@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from glassgpt.book import (
+    GPT_CONFIG_124M,
     GPTModel,
     create_dataloader_v1,
     gpt2_tokenizer,
@@ -21,15 +22,7 @@ __all__ = ["main", "plot_losses", "train_model_simple"]
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
-GPT_CONFIG_124M = {
-    "vocab_size": 50257,
-    "context_length": 256,  # GPT-2's is 1024; 256 is enough for a text this short
-    "emb_dim": 768,
-    "n_heads": 12,
-    "n_layers": 12,
-    "drop_rate": 0.1,
-    "qkv_bias": False,
-}
+GPT_CONFIG = GPT_CONFIG_124M | {"context_length": 256}  # a shorter context for a short text
 GPT_CONFIG_TINY = GPT_CONFIG_124M | {"context_length": 12, "emb_dim": 32, "n_heads": 4, "n_layers": 2}
 OTHER_SETTINGS = {"learning_rate": 5e-4, "num_epochs": 10, "batch_size": 2, "weight_decay": 0.1}
 
@@ -39,7 +32,7 @@ def main(
 ) -> tuple[list[float], list[float], list[int], GPTModel]:
     """Train on *The Verdict*: (training losses, validation losses, tokens seen, model).
 
-    The text is `the-verdict.txt` from here, from beside this script or from ../shared/data; else it is fetched.
+    The text is `the-verdict.txt` from here, from beside this script or from ../shared/data; else fetched.
     """
     torch.manual_seed(123)
     device = pick_device()
@@ -71,12 +64,15 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="a tiny model, one epoch: seconds, not an hour")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, one epoch: seconds, not minutes")
     tiny = parser.parse_args().tiny
-    gpt_config = GPT_CONFIG_TINY if tiny else GPT_CONFIG_124M
+    gpt_config = GPT_CONFIG_TINY if tiny else GPT_CONFIG
     settings = OTHER_SETTINGS | {"num_epochs": 1} if tiny else OTHER_SETTINGS
 
-    train_losses, val_losses, tokens_seen, model = main(gpt_config, settings)
+    try:
+        train_losses, val_losses, tokens_seen, model = main(gpt_config, settings)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
 
     epochs_seen = torch.linspace(0, settings["num_epochs"], len(train_losses))
     plot_losses(epochs_seen, tokens_seen, train_losses, val_losses).savefig("loss.pdf")

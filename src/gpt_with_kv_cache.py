@@ -1,9 +1,10 @@
-"""The book's model with a key-value cache: each token is read once, and past the context length all goes on."""
+"""The book's model with a key-value cache: each token is read once, until the context is full."""
 
 import torch
 
 from glassgpt.book import (
     GELU,
+    GPT_CONFIG_124M,
     FeedForward,
     GPTDatasetV1,
     LayerNorm,
@@ -19,6 +20,7 @@ from glassgpt.book import CachedGPTModel as GPTModel
 
 __all__ = [
     "GELU",
+    "GPT_CONFIG_124M",
     "FeedForward",
     "GPTDatasetV1",
     "GPTModel",
@@ -33,17 +35,10 @@ __all__ = [
 
 def main() -> None:
     """200 tokens from an untrained model of 124M parameters, with the cache."""
-    config = {
-        "vocab_size": 50257,
-        "context_length": 1024,
-        "emb_dim": 768,
-        "n_heads": 12,
-        "n_layers": 12,
-        "drop_rate": 0.1,
-        "qkv_bias": False,
-    }
     torch.manual_seed(123)
-    show_generation(GPTModel(config), generate_text_simple_cached, gpt2_tokenizer(), max_new_tokens=200)
+    show_generation(
+        GPTModel(GPT_CONFIG_124M), generate_text_simple_cached, gpt2_tokenizer(), max_new_tokens=200
+    )
 
 
 if __name__ == "__main__":

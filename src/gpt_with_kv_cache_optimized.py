@@ -1,12 +1,14 @@
-"""The book's model with a key-value cache of bounded memory: `kv_window_size` tokens, prompts read in pieces of it.
+"""The book's model with a key-value cache of bounded memory, `kv_window_size` tokens.
 
-Each token sees itself and the `kv_window_size - 1` tokens before it. Generation stops at the context length.
+Each token sees itself and the `kv_window_size - 1` tokens before it; a longer prompt is read in pieces.
+Generation stops at the context length.
 """
 
 import torch
 
 from glassgpt.book import (
     GELU,
+    GPT_CONFIG_124M,
     FeedForward,
     GPTDatasetV1,
     LayerNorm,
@@ -22,6 +24,7 @@ from glassgpt.book import generate_within_context as generate_text_simple_cached
 
 __all__ = [
     "GELU",
+    "GPT_CONFIG_124M",
     "FeedForward",
     "GPTDatasetV1",
     "GPTModel",
@@ -36,16 +39,7 @@ __all__ = [
 
 def main() -> None:
     """200 tokens from an untrained model of 124M parameters, with the cache."""
-    config = {
-        "vocab_size": 50257,
-        "context_length": 1024,
-        "emb_dim": 768,
-        "n_heads": 12,
-        "n_layers": 12,
-        "drop_rate": 0.1,
-        "qkv_bias": False,
-        "kv_window_size": 1024,
-    }
+    config = GPT_CONFIG_124M | {"kv_window_size": 1024}
     torch.manual_seed(123)
     show_generation(GPTModel(config), generate_text_simple_cached, gpt2_tokenizer(), max_new_tokens=200)
 

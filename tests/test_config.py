@@ -36,6 +36,7 @@ def configs(draw: st.DrawFn) -> GPTConfig:
         tie_embeddings=draw(st.booleans()),
         sliding_window=draw(st.none() | st.integers(1, 30)),
         attention=draw(st.sampled_from(["sdpa", "explicit"])),
+        gelu=draw(st.sampled_from(["tanh", "erf"])),
     )
 
 
@@ -88,8 +89,9 @@ def test_a_bad_window(value: object, shown: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["flash", "", None, 3, []])
-def test_an_unknown_attention_lists_the_known(value: object) -> None:
+def test_an_unknown_kind_lists_the_known(value: object) -> None:
     assert message(attention=value) == f"attention {value!r} is unknown: use one of sdpa, explicit"
+    assert message(gelu=value) == f"gelu {value!r} is unknown: use one of tanh, erf"
 
 
 @given(st.integers(1, 400), st.integers(1, 400))

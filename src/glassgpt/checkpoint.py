@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 from glassgpt.files import replacing, write_text
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
+from glassgpt.weights.download import Progress, resolve_model
+from glassgpt.weights.formats import read_model
 from glassgpt.weights.gpt2_names import to_gpt2_names
-from glassgpt.weights.huggingface import load_huggingface, to_config_json
+from glassgpt.weights.huggingface import to_config_json
 
 
 def save_model(model: GPTModel, tokenizer: Tokenizer, directory: str | Path) -> None:
@@ -39,21 +41,37 @@ def save_model(model: GPTModel, tokenizer: Tokenizer, directory: str | Path) -> 
 
 
 def load_model(
-    path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
+    model: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+    tokenizer: Tokenizer | str | Path | None = None,
+    n_heads: int | None = None,
+    weights_dir: Path | None = None,
+    progress: Progress | None = None,
 ) -> tuple[GPTModel, Tokenizer]:
-    """The model, in `eval` mode, and the tokenizer of a model directory.
+    """A model, in `eval` mode, and its tokenizer.
 
-    `dtype` None keeps the file's own. Raises `FileNotFoundError` or `ValueError` in one line where there is no model,
-    or a damaged one.
+    `model` is a directory or file in any format that `weights.formats` reads, or a name to download: "gpt2" and its
+    sisters, "owner/name" on Hugging Face, a URL (see `weights.download.resolve_model`, which `weights_dir` and
+    `progress` go to). `tokenizer`, or the directory of one, is for files that come without. `dtype` None keeps the
+    file's own; `n_heads` is for the book's files. Raises `FileNotFoundError`, `ValueError` or `DownloadError`, in one
+    line, where there is no model or a damaged one.
     """
-    directory = Path(path)
-    if not directory.is_dir() or not (directory / "config.json").exists():
-        raise FileNotFoundError(f"{path} is no model directory: expected a folder with config.json in it")
-    model = load_huggingface(directory, dtype)
-    tokenizer = Tokenizer.load(directory)
-    if tokenizer.n_vocab > model.config.vocab_size:
+    path = resolve_model(model, weights_dir=weights_dir, progress=progress)
+    source = read_model(path, dtype=dtype, n_heads=n_heads)
+    found = source.tokenizer
+    if isinstance(tokenizer, Tokenizer):
+        found = tokenizer
+    elif tokenizer is not None:
+        found = Tokenizer.load(tokenizer)
+    if found is None and 50257 <= source.model.config.vocab_size <= 50304:
+        found = Tokenizer.gpt2()  # nanoGPT pads GPT-2's vocabulary to 50304
+    if found is None:
+        raise ValueError(f"{path} comes without a tokenizer: give the directory of one (--tokenizer)")
+    if found.n_vocab > source.model.config.vocab_size:
         raise ValueError(
-            f"{path}: the tokenizer has {tokenizer.n_vocab} tokens, the model {model.config.vocab_size}; "
+            f"{path}: the tokenizer has {found.n_vocab} tokens, the model {source.model.config.vocab_size}; "
             "they are not of one model"
         )
-    return model.to(device), tokenizer
+    return source.model.to(device), found

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from glassgpt.config import PRESETS
@@ -161,6 +161,86 @@ def _explain(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _download(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from glassgpt.weights.download import download_openai_gpt2, files_to_fetch, resolve_model
+
+    if arguments.print_urls:
+        files = files_to_fetch(arguments.name, "openai" if arguments.openai else "huggingface")
+        if arguments.json:
+            _print_json([file._asdict() for file in files])
+        else:
+            for file in files:
+                size = "size unknown" if file.size is None else f"{file.size:,} bytes"
+                print(f"{file.url}\n    {size}, sha256 {file.sha256 or 'unknown'}, as {file.path}")
+        return DONE
+    with _download_bar() as progress:
+        if arguments.openai:
+            where = download_openai_gpt2(arguments.name, arguments.weights_dir or Path("gpt2"), progress=progress)
+        else:
+            where = resolve_model(arguments.name, weights_dir=arguments.weights_dir, progress=progress)
+    if arguments.json:
+        _print_json({"path": where})
+    else:
+        print(where)
+    return DONE
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from glassgpt.checkpoint import load_model, save_model
+    from glassgpt.weights.proof import prove
+
+    if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
+        raise ValueError(f"{arguments.out} is not empty: choose a new directory")
+    options = {"tokenizer": arguments.tokenizer, "n_heads": arguments.n_heads, "dtype": None}
+    with _download_bar() as progress:
+        model, tokenizer = load_model(arguments.path, progress=progress, **options)
+    save_model(model, tokenizer, arguments.out)
+    result, _ = load_model(arguments.out, dtype=None)
+    return _say_proof(arguments, model, prove(model.float(), result.float()))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from glassgpt.checkpoint import load_model, save_model
+    from glassgpt.weights.proof import prove
+
+    out = arguments.out
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"{out} exists: choose a new name")
+    model, tokenizer = load_model(arguments.model)
+    if arguments.to == "huggingface":
+        save_model(model, tokenizer, out)
+        proof = prove(model, load_model(out)[0])
+    elif arguments.to == "gguf":
+        from glassgpt.weights.gguf import read_gguf, write_gguf
+
+        write_gguf(model, tokenizer, out, arguments.type, arguments.name or out.stem)
+        proof = prove(model, read_gguf(out)[0])
+        if model.config.gelu == "erf":
+            print("note: this model computes the erf form of GELU, llama.cpp the tanh form", file=sys.stderr)
+    elif arguments.to == "book":
+        from glassgpt.weights.book import book_dict, write_book
+
+        write_book(model, out)
+        proof = prove(model, load_model(out, tokenizer=tokenizer, n_heads=model.config.n_heads)[0])
+        print(f"cfg = {book_dict(model.config)}")
+    else:
+        from glassgpt.weights.onnx import write_onnx
+
+        proof = write_onnx(model, out)
+    return _say_proof(arguments, model, proof)
+
+
+def _say_proof(arguments: argparse.Namespace, model: GPTModel, proof: Any) -> int:
+    if arguments.json:
+        _print_json(dataclasses.asdict(proof) | {"out": arguments.out, "config": model.config.to_dict()})
+    else:
+        print(f"{arguments.out}: {model.config.n_parameters():,} parameters")
+        print(f"proof: {proof}")
+    return DONE
+
+
 # ---- what the commands share ---------------------------------------------------------------------------------------
 
 
@@ -169,7 +249,28 @@ def _load(arguments: argparse.Namespace) -> tuple[GPTModel, Tokenizer]:
     from glassgpt.device import pick_device, set_threads
 
     set_threads(arguments.threads)
-    return load_model(arguments.model, device=pick_device(arguments.device))
+    with _download_bar() as progress:
+        return load_model(arguments.model, device=pick_device(arguments.device), progress=progress)
+
+
+@contextlib.contextmanager
+def _download_bar() -> Iterator[Callable[[int, int | None], None]]:
+    """A callback for downloads that draws a bar with rate and time left, from its first call on."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task("", total=None)
+
+    def progress(done: int, total: int | None) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield progress
+    finally:
+        bar.stop()
 
 
 def _sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -306,6 +407,28 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--out", type=_path, help="PNG file for the attention maps")
     _machine_options(explain)
     _json_option(explain)
+
+    download = _command(commands, "download", _download, "fetch GPT-2's weights, checked before they count")
+    download.add_argument("name", metavar="NAME", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, 124M ..., owner/name, URL")
+    download.add_argument("--openai", action="store_true", help="OpenAI's original files instead of Hugging Face's")
+    download.add_argument("--weights-dir", type=_path, metavar="DIR", help="where they go (default: the usual cache)")
+    download.add_argument("--print-urls", action="store_true", help="only show what to fetch by hand, and its sha256")
+    _json_option(download)
+
+    imports = _command(commands, "import", _import, "turn weights of any known format into a model directory")
+    imports.add_argument("path", metavar="PATH", help="the directory or file; its format is found by looking")
+    imports.add_argument("--out", type=_path, required=True, help="the new model directory")
+    imports.add_argument("--tokenizer", type=_path, metavar="DIR", help="for files that come without one")
+    imports.add_argument("--n-heads", type=_positive, metavar="N", help="for the book's files, which do not tell it")
+    _json_option(imports)
+
+    export = _command(commands, "export", _export, "write a model for other tools, and prove that it is the same")
+    _model_argument(export)
+    export.add_argument("--to", required=True, choices=("huggingface", "gguf", "book", "onnx"), help="the format")
+    export.add_argument("--out", type=_path, required=True, help="the new file, or directory for huggingface")
+    export.add_argument("--type", choices=("f32", "f16", "q8_0"), default="f32", help="GGUF only (default: f32)")
+    export.add_argument("--name", help="GGUF only: the model's name in the file (default: the file's)")
+    _json_option(export)
     return parser
 
 
@@ -328,7 +451,7 @@ def _setting_option(parser: argparse.ArgumentParser, field: dataclasses.Field[An
 
 
 def _model_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a model directory")
+    parser.add_argument("model", metavar="MODEL", help="a model directory or file, or a name to download: gpt2")
 
 
 def _sampling_arguments(parser: argparse.ArgumentParser) -> None:

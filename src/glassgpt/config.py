@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 ATTENTION_KINDS = ("sdpa", "explicit")
+GELU_KINDS = ("tanh", "erf")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,8 @@ class GPTConfig:
     """True: the output head is the token embedding (GPT-2's own weights); False: its own matrix (the book)."""
     sliding_window: int | None = None
     """Each position sees itself and the `sliding_window - 1` tokens before it; None: all of them."""
+    gelu: str = "tanh"
+    """"tanh": the form GPT-2 and the book compute; "erf": the exact one, which nanoGPT trains with."""
     attention: str = "sdpa"
     """"sdpa": PyTorch's fused kernel; "explicit": written out step by step. Same results."""
 
@@ -52,8 +55,9 @@ class GPTConfig:
                 raise ValueError(f"{key} must be true or false, not {getattr(self, key)!r}")
         if self.sliding_window is not None:
             _check_size("sliding_window", self.sliding_window)
-        if self.attention not in ATTENTION_KINDS:
-            raise ValueError(f"attention {self.attention!r} is unknown: use one of {', '.join(ATTENTION_KINDS)}")
+        for key, kinds in (("attention", ATTENTION_KINDS), ("gelu", GELU_KINDS)):
+            if getattr(self, key) not in kinds:
+                raise ValueError(f"{key} {getattr(self, key)!r} is unknown: use one of {', '.join(kinds)}")
 
     @classmethod
     def of(cls, config: GPTConfig | Mapping[str, Any]) -> Self:

@@ -34,9 +34,14 @@ class LayerNorm(nn.Module):
 class GELU(nn.Module):
     """The Gaussian error linear unit in the tanh form that GPT-2 was trained with (Hendrycks and Gimpel, 2016)."""
 
+    def __init__(self, kind: str = "tanh") -> None:
+        """`kind` "erf" computes x Phi(x) exactly, as nanoGPT does (see `GPTConfig.gelu`)."""
+        super().__init__()
+        self.approximate = "none" if kind == "erf" else "tanh"
+
     def forward(self, x: Tensor) -> Tensor:
         """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), elementwise."""
-        return F.gelu(x, approximate="tanh")
+        return F.gelu(x, approximate=self.approximate)
 
 
 class FeedForward(nn.Module):
@@ -47,7 +52,7 @@ class FeedForward(nn.Module):
         cfg = GPTConfig.of(cfg)
         self.layers = nn.Sequential(
             nn.Linear(cfg.emb_dim, 4 * cfg.emb_dim),
-            GELU(),
+            GELU(cfg.gelu),
             nn.Linear(4 * cfg.emb_dim, cfg.emb_dim),
         )
 
@@ -213,10 +218,12 @@ class GPTModel(nn.Module):
         or another number of rows than the cache has.
         """
         logits: Tensor = self.out_head(self.hidden(in_idx, cache, last_only=last_only))
+        if cache is not None:
+            cache.commit()  # last: a pass that fails anywhere has not moved the cache
         return logits
 
     def hidden(self, in_idx: Tensor, cache: KVCache | None = None, *, last_only: bool = False) -> Tensor:
-        """The normalised vectors that the output head reads: (B, T or 1, d)."""
+        """The normalised vectors that the output head reads: (B, T or 1, d); `forward` moves a `cache` on."""
         n_tokens = in_idx.shape[1]
         if n_tokens > self.config.context_length:
             raise ValueError(f"{n_tokens} tokens pass the context length of {self.config.context_length}")
@@ -229,8 +236,6 @@ class GPTModel(nn.Module):
         x = self.drop_emb(self.tok_emb(in_idx) + self.pos_emb(positions))  # (B, T, d)
         for layer, block in enumerate(self.trf_blocks):
             x = block(x, mask, cache, layer)
-        if cache is not None:
-            cache.commit()
         out: Tensor = self.final_norm(x[:, -1:] if last_only else x)
         return out
 

@@ -36,7 +36,7 @@ class HostileServer(ThreadingHTTPServer):
         self.acts: dict[str, list[Act]] = {}
         self.seen: list[Seen] = []
         self.end = threading.Event()  # lets the hanging acts go
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True).start()
 
     def __enter__(self) -> HostileServer:
         return self
@@ -79,7 +79,8 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         act(self, self.server.files.get(path, b""))
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def answer(self, code: int, headers: Mapping[str, object], body: bytes = b"") -> None:
         self.send_response(code)
@@ -108,7 +109,7 @@ def serve(handler: Handler, data: bytes) -> None:
 
 
 def _ranged(handler: Handler, data: bytes, body: bytes, *, limit: int | None = None, shift: int = 0) -> None:
-    """Answers as for `data`, with the bytes of `body`: at most `limit` of them, `shift` from where it says."""
+    """Answers as for `data`, with bytes of `body`: at most `limit` of them, `shift` from where it says."""
     start = handler.start()
     if handler.headers.get("If-Range") not in (None, etag(data)):
         start = 0
@@ -178,8 +179,10 @@ def gzipped(handler: Handler, data: bytes) -> None:
     handler.answer(200, {"Content-Length": len(body), "Content-Encoding": "gzip"}, body)
 
 
-def html(kind: str = "text/html; charset=utf-8") -> Act:
-    body = b"\n <!DOCTYPE html><html><body>Please log in</body></html>"
+LOGIN = b"\n <!DOCTYPE html><html><body>Please log in</body></html>"
+
+
+def html(kind: str = "text/html; charset=utf-8", body: bytes = LOGIN) -> Act:
     return lambda handler, _: handler.answer(200, {"Content-Length": len(body), "Content-Type": kind}, body)
 
 
@@ -234,7 +237,7 @@ def unused_port() -> int:
 def put_repository(
     server: HostileServer, repo_id: str, files: Mapping[str, bytes], commit: str = "a" * 40
 ) -> None:
-    """A repository as Hugging Face serves it to `huggingface_hub`, `*.safetensors` and `*.bin` as large files."""
+    """A repository as Hugging Face serves it to `huggingface_hub`; weights are its large files."""
     siblings, tree = [], []
     for name, data in files.items():
         sha256, oid = hashlib.sha256(data).hexdigest(), hashlib.sha1(data, usedforsecurity=False).hexdigest()

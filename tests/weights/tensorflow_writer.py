@@ -1,7 +1,7 @@
 """A writer of TensorFlow V2 checkpoints, for tests: plain enough to be bent into writing wrong ones."""
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import google_crc32c
@@ -78,10 +78,18 @@ def block(pairs: Iterable[tuple[bytes, bytes]], restart_interval: int) -> bytes:
     return bytes(out) + struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
 
 
-def table(pairs: Mapping[bytes, bytes], *, pairs_per_block: int = 1000, compression: int = 0) -> bytes:
+def table(
+    pairs: Mapping[bytes, bytes],
+    *,
+    pairs_per_block: int = 1000,
+    compression: int = 0,
+    spoil: Callable[[bytes], bytes] = bytes,
+) -> bytes:
+    """An index; ``spoil`` may change the content of a block before its checksum is made."""
     out = bytearray()
 
     def put(content: bytes) -> bytes:
+        content = spoil(content)
         handle = varint(len(out)) + varint(len(content))
         checked = content + bytes([compression])
         out.extend(checked + struct.pack("<I", masked_crc32c(checked)))

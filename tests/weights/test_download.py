@@ -83,7 +83,7 @@ def server() -> Iterator[HostileServer]:
 
 
 def fetch(urls: str | list[str], to: Path, **options: Any) -> Path:
-    quick = {"connect_timeout": 5.0, "read_timeout": 0.3, "retries": 2, "backoff": 0.0}
+    quick = {"connect_timeout": 5.0, "read_timeout": 5.0, "retries": 2, "backoff": 0.0}
     return download_file(urls, to, **(quick | options))
 
 
@@ -148,17 +148,17 @@ def test_a_large_file_is_hashed_once_until_it_changes(server, tmp_path, monkeypa
 
 TENTH = len(DATA) // 10
 REFUSED: dict[str, tuple[Act, str]] = {
-    "html": (html(), "a proxy or login page instead of weights"),
+    "html": (html(body=b"Please log in"), "a proxy or login page instead of weights"),
     "html said to be bytes": (html("application/octet-stream"), "instead of"),
     "gzip": (gzipped, "'gzip'"),
     "404": (status(404), "404 Not Found"),
     "403": (status(403), "403 Forbidden"),
     "206 unasked": (lambda handler, data: handler.answer(206, {"Content-Length": 5}, b"12345"), "206"),
     "503 for ever": (status(503), "503 Service Unavailable (3 times in a row)"),
-    "hangs up": (close, "3 times in a row"),
+    "closes at once": (close, "3 times in a row"),
     "hangs before the answer": (hang(None), "no data in time"),
-    "hangs in the middle": (hang(TENTH), "no data in time"),
-    "too long announced": (say_length(+10), "100,010"),
+    "hangs in the middle": (hang(4200), "no data in time"),
+    "announces more than it has": (say_length(+10), "100"),
     "redirect to a file": (redirect("file:///etc/passwd"), "not safe"),
 }
 
@@ -168,7 +168,8 @@ REFUSED: dict[str, tuple[Act, str]] = {
 def test_a_fault_is_named_its_file_refused_and_the_second_try_completes(server, tmp_path, fault, facts):
     act, words = REFUSED[fault]
     url = server.put("/w", DATA, act)
-    assert_refused(url, tmp_path / "w", words, str(tmp_path / "w"), read_timeout=0.05, **FACTS[facts])
+    patience = 0.05 if fault.startswith("hangs") else 5.0
+    assert_refused(url, tmp_path / "w", words, str(tmp_path / "w"), read_timeout=patience, **FACTS[facts])
     server.play("/w", serve)
     assert fetch(url, tmp_path / "w", **FACTS[facts]).read_bytes() == DATA
 
@@ -177,7 +178,8 @@ def test_a_fault_is_named_its_file_refused_and_the_second_try_completes(server, 
 @pytest.mark.parametrize("tenth", range(10))
 def test_cut_off_at_every_tenth_then_resumed(server, tmp_path, tenth, stop):
     url = server.put("/w", DATA, stop(tenth * TENTH))
-    assert_refused(url, tmp_path / "w", "put the file at", retries=0, read_timeout=0.05)
+    patience = 0.05 if stop is hang else 5.0
+    assert_refused(url, tmp_path / "w", "put the file at", retries=0, read_timeout=patience)
     server.play("/w", serve)
     assert fetch(url, tmp_path / "w").read_bytes() == DATA
     if stop is cut:  # a reset may lose what was under way
@@ -192,8 +194,8 @@ def test_a_server_that_always_stops_early_is_outlasted(server, tmp_path, facts):
 
 
 def test_a_server_that_drips_is_given_up(server, tmp_path):
-    url = server.put("/w", DATA, cut(TENTH), cut(4096 + 500))
-    assert_refused(url, tmp_path / "w", "closed after")
+    url = server.put("/w", DATA, cut(TENTH), cut(4096 + 200))
+    assert_refused(url, tmp_path / "w", "3 times in a row")
     assert len(server.seen) <= 12
 
 
@@ -202,6 +204,25 @@ def test_a_server_that_drips_is_given_up(server, tmp_path):
 def test_a_lie_about_the_range_does_not_corrupt_the_file(server, tmp_path, liar, facts):
     url = server.put("/w", DATA, cut(5 * TENTH), liar)
     assert fetch(url, tmp_path / "w", **facts).read_bytes() == DATA
+
+
+def test_a_server_that_sends_less_than_the_rest_is_asked_again(server, tmp_path):
+    def some(handler: Any, data: bytes) -> None:
+        start = handler.start()
+        headers = {
+            "Content-Length": 2 * TENTH,
+            "Content-Range": f"bytes {start}-{start + 2 * TENTH - 1}/{len(data)}",
+        }
+        handler.answer(206, headers, data[start : start + 2 * TENTH])
+
+    url = server.put("/w", DATA, cut(5 * TENTH), some, some, some, serve)
+    assert fetch(url, tmp_path / "w").read_bytes() == DATA
+    assert len(server.seen) == 5
+
+
+def test_a_lie_about_the_range_is_seen_where_all_bytes_are_alike(server, tmp_path):
+    url = server.put("/w", bytes(len(DATA)), cut(5 * TENTH), lie_about_range)
+    assert fetch(url, tmp_path / "w").read_bytes() == bytes(len(DATA))
 
 
 def test_a_liar_that_also_cuts_is_given_up_and_a_healthy_server_completes(server, tmp_path):
@@ -274,25 +295,26 @@ def test_a_redirect_from_https_to_http_is_refused():
         pass
 
 
+SHORT = say_length(-1)
 ACTS = st.sampled_from(
     [
         *(cut(n) for n in (0, 1, 4097, 30_000, 99_999)),
         *(reset(n) for n in (0, 50_000)),
         *(ignore_range, lie_about_range, lie_about_bytes, gzipped, html(), close, no_length),
-        *(say_length(n) for n in (-1, 1)),
+        *(SHORT, say_length(1)),
         *(status(n) for n in (404, 416, 500, 206)),
     ]
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(facts=st.sampled_from(sorted(FACTS)), acts=st.lists(ACTS, max_size=6), flips=st.booleans())
 def test_whatever_a_server_does_the_file_is_right_or_absent(tmp_path_factory, facts, acts, flips):
     path = tmp_path_factory.mktemp("any") / "w"
     if "sha256" in FACTS[facts] and flips:  # without a sha256 nothing can show it
         acts.insert(len(acts) // 2, flip(40_000))
-    if facts == "nothing known":  # nor can anything show that a file is one byte longer than its server says
-        acts = [act for act in acts if act is not ACTS.elements[12]]
+    if facts == "nothing known":  # nor a file that ends where its server says, one byte too early
+        acts = [act for act in acts if act is not SHORT]
     with HostileServer() as server:
         url = server.put("/w", DATA, *acts, serve)
         for _ in range(len(acts) + 1):
@@ -383,6 +405,21 @@ def test_a_part_of_an_older_version_is_not_gone_on_from(server, tmp_path):
     assert "if-range" in server.seen[-1].headers
 
 
+def test_a_weak_validator_proves_no_equal_bytes(server, tmp_path):
+    def weak(handler: Any, data: bytes) -> None:
+        handler.answer(200, {"Content-Length": len(data), "ETag": 'W/"1"'}, data[: 5 * TENTH])
+
+    url = server.put("/w", DATA, weak, serve)
+    assert fetch(url, tmp_path / "w").read_bytes() == DATA
+    assert server.ranges("/w") == [None, None]
+
+
+def test_after_a_bad_part_the_steps_forward_count_from_the_start(server, tmp_path):
+    (tmp_path / "w.part").write_bytes(bytes(9 * TENTH))
+    url = server.put("/w", DATA, cut(2 * TENTH))
+    assert fetch(url, tmp_path / "w", sha256=SHA256, retries=1).read_bytes() == DATA
+
+
 def test_stopped_by_hand_it_goes_on_later(server, tmp_path):
     def stop(done: int, total: int | None) -> None:
         if done > 40_000:
@@ -421,6 +458,18 @@ def test_a_disk_without_room_is_found_before_it_is_full(server, tmp_path, monkey
     assert fetch(url, tmp_path / "w").read_bytes() == DATA
 
 
+def test_a_part_that_is_given_up_makes_room(server, tmp_path, monkeypatch):
+    part = tmp_path / "w.part"
+    part.write_bytes(bytes(9 * TENTH))
+
+    def usage(_: Path) -> Any:
+        return type("Usage", (), {"free": 12 * TENTH - (part.stat().st_size if part.exists() else 0)})()
+
+    monkeypatch.setattr(download.shutil, "disk_usage", usage)
+    url = server.put("/w", DATA, ignore_range)
+    assert fetch(url, tmp_path / "w", sha256=SHA256).read_bytes() == DATA
+
+
 @pytest.mark.parametrize(
     ("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EFBIG, "large"), (errno.EROFS, "Read-only")]
 )
@@ -433,7 +482,7 @@ def test_a_disk_that_refuses_in_the_middle(server, tmp_path, monkeypatch, number
 
     def opened(path: Path, mode: str = "r", **options: Any) -> Any:
         full = path.suffix == ".part" and mode in ("ab", "wb")
-        return Full(path, mode) if full else io.open(path, mode, **options)  # noqa: PTH123, UP020
+        return Full(path, mode) if full else io.open(path, mode, **options)  # noqa: UP020
 
     url = server.put("/w", DATA, slow(10_000, 0.001), serve)
     with monkeypatch.context() as patch:
@@ -481,18 +530,19 @@ def test_the_environments_proxy_and_certificates_count(server, tmp_path, monkeyp
     given: dict[str, Any] = {}
     real = ssl.create_default_context
     monkeypatch.setattr(ssl, "create_default_context", lambda **files: given.update(files) or real())
-    monkeypatch.setenv("SSL_CERT_FILE", "/ca.pem")
-    monkeypatch.setenv("SSL_CERT_DIR", "/cas")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "w"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
     fetch("http://weights.invalid/w", tmp_path / "v")
-    assert given == {"cafile": "/ca.pem", "capath": "/cas"}
+    assert given == {"cafile": str(tmp_path / "w"), "capath": str(tmp_path)}
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("SSL_CERT_FILE", "/no/such/file.pem"), ("HTTPS_PROXY", "gopher://proxy")]
+    ("name", "value"),
+    [("SSL_CERT_FILE", "/no/file.pem"), ("SSL_CERT_DIR", "/no/dir"), ("HTTPS_PROXY", "gopher://proxy")],
 )
 def test_an_environment_that_cannot_be_used_is_named(server, tmp_path, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    assert_refused(server.put("/w", DATA), tmp_path / "w", name)
+    assert_refused(server.put("/w", DATA), tmp_path / "w", name, value)
 
 
 def test_offline_names_what_is_missing(server, tmp_path, monkeypatch):
@@ -604,10 +654,11 @@ WEIGHTS = f"/{REPO}/resolve/{COMMIT}/model.safetensors"
 
 @pytest.fixture
 def hub(server: HostileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostileServer:
-    """`huggingface_hub`, which reads its environment once, turned to the loopback server and an empty cache."""
+    """`huggingface_hub`, which reads its environment once, turned to loopback and an empty cache."""
     from huggingface_hub import constants
 
     monkeypatch.setenv("HF_ENDPOINT", server.base)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", server.base)
     template = server.base + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -670,6 +721,16 @@ def test_wrong_bytes_from_the_hub_are_thrown_away(hub, tmp_path, in_weights_dir)
     assert (folder / "model.safetensors").read_bytes() == DATA
 
 
+def test_two_wrong_files_may_be_one_in_the_cache(hub):
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    index = json.dumps({"weight_map": dict(enumerate(shards))}).encode()
+    files = {"config.json": b"{}", "model.safetensors.index.json": index, shards[0]: DATA, shards[1]: DATA}
+    put_repository(hub, REPO, files)
+    (download_huggingface(REPO) / shards[0]).resolve().write_bytes(bytes(len(DATA)))
+    folder = download_huggingface(REPO)
+    assert [(folder / shard).read_bytes() for shard in shards] == [DATA, DATA]
+
+
 def test_a_file_that_went_bad_in_the_cache_is_fetched_again(hub):
     put_repository(hub, REPO, TINY)
     weights = (download_huggingface(REPO) / "model.safetensors").resolve()
@@ -723,6 +784,9 @@ def test_offline_a_repository_comes_from_the_cache_or_not_at_all(hub, monkeypatc
     hub.seen.clear()
     assert download_huggingface(REPO) == folder
     assert resolve_model(REPO) == folder
+    (folder / "model.safetensors").resolve().write_bytes(bytes(len(DATA)))
+    with pytest.raises(OfflineError):
+        download_huggingface(REPO)
     assert hub.seen == []
 
 
@@ -764,7 +828,7 @@ def test_a_known_name_is_found_where_transformers_left_it(known, monkeypatch):
 
 def test_a_known_name_in_a_directory_of_models(known, tmp_path, monkeypatch):
     monkeypatch.setenv("GLASSGPT_WEIGHTS", str(tmp_path / "models"))
-    folder = resolve_model("355M".replace("355M", "124M"))
+    folder = resolve_model("124M")
     assert folder == tmp_path / "models" / "gpt2"
     known.seen.clear()
     assert resolve_model("gpt2") == folder
@@ -810,6 +874,9 @@ def test_one_file_on_a_web_server_under_any_name_and_with_a_token(server, tmp_pa
     folder = download_url(f"{server.base}/models/tiny/mine.safetensors?download=true")
     assert (folder / "model.safetensors").read_bytes() == DATA
     assert folder.parent == tmp_path / "glassgpt"
+    put_directory(server, {"other.safetensors": DATA[::-1]})
+    other = download_url(f"{server.base}/models/tiny/other.safetensors")
+    assert (other / "model.safetensors").read_bytes() == DATA[::-1]
 
 
 def test_shards_on_a_web_server_and_an_index_that_leads_elsewhere(server, tmp_path):
@@ -862,13 +929,11 @@ def test_hand_copied_files_are_found_under_any_of_the_models_names(tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt3", "", "a/b/c", "../etc", "./runs/demo", "/no/such", "~/x", "gpt2\n/x", "x/.."]
+    "name", ["gpt3", "", "a/b/c", "../etc", "./demo", "/no/such", "~/x", "a\n/b", "x/..y"]
 )
-def test_a_name_of_nothing_is_the_users_fault(name, tmp_path):
+def test_a_name_of_nothing_is_the_users_fault(name):
     with pytest.raises(ValueError, match=r"^no model [^\n]*gpt2-xl, 124M[^\n]*$"):
-        resolve_model(tmp_path / name if name == "" else name) if name else resolve_model(
-            "\x00".strip("\x00") or "?"
-        )
+        resolve_model(name)
 
 
 def test_a_near_name_is_offered():
@@ -884,7 +949,7 @@ def test_a_wrong_path_that_looks_like_a_repository_says_so(hub):
 
 def test_what_to_fetch_by_hand_is_what_is_found_afterwards(tmp_path, monkeypatch):
     monkeypatch.setenv("GLASSGPT_OFFLINE", "1")
-    for i, name in enumerate([*KNOWN_MODELS, REPO]):
+    for i, name in enumerate([*KNOWN_MODELS, REPO, "openai-community/openai-gpt"]):
         for source in ("huggingface", "openai") if name in KNOWN_MODELS else ("huggingface",):
             root = tmp_path / f"{i}{source}"
             files = files_to_fetch(name, source=source)

@@ -57,13 +57,8 @@ def test_gpt2_variables(tmp_path: Path) -> None:
     save(tmp_path / "model.ckpt", variables)
     checkpoint = TensorFlowCheckpoint(tmp_path)
     assert_bit_equal(checkpoint, variables)
-    listed = {
-        name: (tuple(shape), checkpoint.dtype(name))
-        for name, shape in tf.train.list_variables(str(tmp_path / "model.ckpt"))
-    }
-    assert {name: shape for name, (shape, _) in listed.items()} == {
-        name: checkpoint.shape(name) for name in checkpoint
-    }
+    listed = tf.train.list_variables(str(tmp_path / "model.ckpt"))
+    assert [(name, tuple(shape)) for name, shape in listed] == [(n, checkpoint.shape(n)) for n in checkpoint]
 
 
 def test_two_data_files(tmp_path: Path) -> None:
@@ -115,7 +110,7 @@ def test_partitioned_and_string_variables(tmp_path: Path) -> None:
     assert sorted(checkpoint) == ["parted", "text"]
     assert checkpoint.shape("parted") == (4, 3)
     for name in checkpoint:
-        with pytest.raises(ValueError, match="partitioned|unsupported type string"):
+        with pytest.raises(ValueError, match="is partitioned|unsupported type string"):
             checkpoint[name]
 
 
@@ -125,7 +120,7 @@ def test_what_tensorflow_refuses_is_refused(tmp_path: Path) -> None:
     altered = bytearray(data.read_bytes())
     altered[77] ^= 4
     data.write_bytes(altered)
-    with pytest.raises(tf.errors.DataLossError):
+    with pytest.raises(tf.errors.OpError, match="Checksum does not match"):
         tf.train.load_variable(str(tmp_path / "m"), "v")
     with pytest.raises(ValueError, match="wrong checksum"):
         TensorFlowCheckpoint(tmp_path / "m")["v"]

@@ -108,7 +108,7 @@ ARRAYS = hnp.arrays(
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     tensors=st.dictionaries(NAMES, ARRAYS, min_size=1, max_size=12),
     num_shards=st.integers(1, 3),
@@ -149,7 +149,7 @@ def test_every_bfloat16_is_exact(tmp_path: Path) -> None:
 def test_every_changed_byte_of_the_index_is_refused(golden: Path) -> None:
     index = golden.with_name("model.ckpt.index")
     for position in range(len(GOLDEN_INDEX)):
-        for change in (1, 2, 4, 8, 16, 32, 64, 128, 255):
+        for change in (1, 8, 128, 255):
             altered = bytearray(GOLDEN_INDEX)
             altered[position] ^= change
             index.write_bytes(altered)
@@ -291,7 +291,9 @@ def test_booleans_are_zero_or_one(tmp_path: Path) -> None:
 
 
 def test_copying_needs_no_second_copy(tmp_path: Path) -> None:
-    # 16 variables of 4 MiB: copies of all and one variable more are 1.06 times the file, all mapped would be 2.
+    if sys.platform != "linux":
+        return  # where what is resident can neither be read from /proc nor given back by madvise
+    # 16 variables of 4 MiB: copies and one variable more are 1.06 times the file, all of it mapped too is 2.
     tfw.write_checkpoint(tmp_path / "m", {f"v{i}": np.full(2**20, i, np.float32) for i in range(16)})
     program = """
 import sys

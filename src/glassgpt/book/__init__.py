@@ -19,7 +19,7 @@ from glassgpt.book.generation import (
     generate_within_context,
     show_generation,
 )
-from glassgpt.book.model import CachedGPTModel, GPTModel, TransformerBlock
+from glassgpt.book.model import GPT_CONFIG_124M, CachedGPTModel, GPTModel, TransformerBlock
 from glassgpt.book.training import (
     calc_loss_batch,
     calc_loss_loader,
@@ -43,8 +43,8 @@ __all__ = [  # noqa: RUF022 - in the order of the chapters
     "training_text",
     # 3 and 4: the model
     "MultiHeadAttention", "LayerNorm", "GELU", "FeedForward", "TransformerBlock", "GPTModel",
-    "CachedGPTModel", "generate_text_simple", "generate_text_simple_cached", "generate_within_context",
-    "show_generation",
+    "GPT_CONFIG_124M", "CachedGPTModel", "generate_text_simple", "generate_text_simple_cached",
+    "generate_within_context", "show_generation",
     # 5: training, sampling, GPT-2's weights
     "calc_loss_batch", "calc_loss_loader", "evaluate_model", "generate_and_print_sample", "plot_losses",
     "train_model_simple", "generate", "assign", "download_and_load_gpt2", "download_file",

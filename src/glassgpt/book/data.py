@@ -124,8 +124,8 @@ def training_text(folders: Sequence[Path], report: Callable[[str], None] = print
             path = download_file(
                 _VERDICT_URL, Path(temporary) / VERDICT, sha256=_VERDICT_SHA256, connect_timeout=5, retries=0
             )
-        except DownloadError as error:
-            report(f"No {VERDICT} here, training on Python's manual instead ({error})")
+        except DownloadError:
+            report(f"No {VERDICT} here, and none from {_VERDICT_URL}: training on Python's manual instead")
             chapter = max(default_corpus(), key=lambda document: document.n_bytes)
             return "".join(chapter.pieces())[:_VERDICT_CHARACTERS]
         text = path.read_text(encoding="utf-8")

@@ -12,6 +12,17 @@ from glassgpt import model
 from glassgpt.config import GPTConfig
 from glassgpt.kv_cache import KVCache
 
+GPT_CONFIG_124M: dict[str, Any] = {
+    "vocab_size": 50257,
+    "context_length": 1024,
+    "emb_dim": 768,
+    "n_heads": 12,
+    "n_layers": 12,
+    "drop_rate": 0.1,
+    "qkv_bias": False,
+}
+"""The book's dict for the smallest GPT-2; 163 million parameters, 124 with a tied output head."""
+
 
 def book_config(cfg: GPTConfig | Mapping[str, Any]) -> GPTConfig:
     """A config as the book means it: explicit attention unless it says otherwise, and `kv_window_size`.

@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import cache, partial
 from http import HTTPStatus
 from itertools import chain, product
 from pathlib import Path
@@ -437,17 +437,30 @@ class _Transfer:
 def _client(connect_timeout: float, read_timeout: float) -> httpx.Client:
     import httpx
 
-    cafile, capath = os.environ.get("SSL_CERT_FILE") or None, os.environ.get("SSL_CERT_DIR") or None
+    certificates = {name: os.environ.get(name) or None for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")}
+    for name, value in certificates.items():
+        if value and not Path(value).exists():
+            raise DownloadError(
+                f"the environment says {name}={value}, which does not exist: correct or unset it"
+            )
     try:
-        trusted = ssl.create_default_context(cafile=cafile, capath=capath) if cafile or capath else True
         return httpx.Client(
-            verify=trusted,
+            verify=_trusted(*certificates.values()),
             timeout=httpx.Timeout(read_timeout, connect=connect_timeout),
             headers={"Accept-Encoding": "identity", "User-Agent": "glassgpt"},
         )
     except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
-        settings = "SSL_CERT_FILE, SSL_CERT_DIR, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
+        settings = f"{', '.join(certificates)}, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
         raise DownloadError(f"one of {settings} in the environment is wrong: {_one_line(error)}") from error
+
+
+@cache  # reading the certificates takes longer than fetching a small file
+def _trusted(cafile: str | None, capath: str | None) -> ssl.SSLContext:
+    import httpx
+
+    if cafile or capath:
+        return ssl.create_default_context(cafile=cafile, capath=capath)
+    return httpx.create_ssl_context()
 
 
 @contextmanager
@@ -602,9 +615,9 @@ def download_huggingface(name: str, *, weights_dir: Path | None = None, revision
     lengths only), thrown away and fetched once more if they differ. `pytorch_model.bin` comes only where
     there is no safetensors.
 
-    Raises `ValueError` for what is no name, `OfflineError`, and `DownloadError` for all the rest. On a
-    terminal huggingface_hub shows its own progress; its environment variables (`HF_TOKEN`, `HF_ENDPOINT`,
-    …) count.
+    huggingface_hub shows its own progress, on stderr, and its environment variables count (`HF_TOKEN`,
+    `HF_ENDPOINT`, `HF_HUB_DISABLE_PROGRESS_BARS`, …). Raises `ValueError` for what is no name,
+    `OfflineError`, and `DownloadError` for all the rest.
     """
     repo = _Repository(name, revision, _weights_dir(weights_dir))
     switch = _offline()
@@ -621,7 +634,7 @@ def download_huggingface(name: str, *, weights_dir: Path | None = None, revision
                 break
             for path, _found, _wanted in wrong:
                 if _in_cache(path):
-                    path.resolve().unlink()
+                    path.resolve().unlink(missing_ok=True)  # two names may share it
                 path.unlink(missing_ok=True)
         else:
             path, digest, wanted = wrong[0]
@@ -643,7 +656,7 @@ class _Repository:
         self.id = KNOWN_MODELS.get(name, name)
         if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.id, re.ASCII) or ".." in self.id:
             raise _unknown(name)
-        self.short = self.id.removeprefix("openai-community/")
+        self.short = self.id.removeprefix("openai-community/") if self.id in KNOWN_MODELS else self.id
         commit = _COMMITS.get(self.short)
         self.revision = revision or commit or "main"
         self.fixed = re.fullmatch("[0-9a-f]{40}", self.revision) is not None  # a commit does not change
@@ -790,8 +803,9 @@ def download_url(url: str, *, weights_dir: Path | None = None, progress: Progres
     root = _weights_dir(weights_dir)
     if root is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glassgpt"
+    model = _shown(url if one_file else base)
     short = re.sub(r"[^A-Za-z0-9_.]+", "-", f"{parts.hostname}{path}")[:80]
-    folder = root / f"{short}-{hashlib.sha256(base.encode()).hexdigest()[:8]}"
+    folder = root / f"{short}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
 
     def fetch(name: str, source: str | None = None) -> Path:
         report = progress if name.endswith(".safetensors") else None
@@ -823,10 +837,12 @@ def resolve_model(
 
     `name` is a path, a known name (`KNOWN_MODELS`), an `owner/name` on Hugging Face or a URL. A model
     `name` in `weights_dir` (or `GLASSGPT_WEIGHTS`) comes before any network; its files are taken as they
-    are. Raises `ValueError` for what is none of these, and what the downloads raise.
+    are. `progress` is told of URLs; huggingface_hub shows its own. Raises `ValueError` for what is none of
+    these, and what the downloads raise.
     """
     path, name = Path(name), str(name)
-    if path.exists() and (name not in KNOWN_MODELS or _is_model(path)):  # the book's gpt2/ only holds models
+    # the book's gpt2/ is no model, it only holds them
+    if name and path.exists() and (name not in KNOWN_MODELS or _is_model(path)):
         return path
     if re.match(r"https?://", name):
         return download_url(name, weights_dir=weights_dir, progress=progress)
@@ -1007,6 +1023,7 @@ def _sync_directory(folder: Path) -> None:
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            with suppress(OSError):  # some network file systems cannot
+                os.fsync(handle)
         finally:
             os.close(handle)

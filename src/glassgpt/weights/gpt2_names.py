@@ -68,7 +68,8 @@ def from_gpt2_names(
 
     `transposed`: matrices are (in, out), as GPT-2's are; False for nanoGPT's. Every tensor of `tensors` is accounted
     for: one that is missing, unexpected, of another shape, not of a floating type or not finite raises `ValueError`,
-    all of the first three kinds at once. Tensors are taken one at a time, so a lazy mapping is never held twice.
+    all of the first three kinds at once. Tensors are copied one at a time out of a lazy mapping, and out of a plain
+    dict, which is emptied: the weights are never in memory twice.
     """
     names = _their_names(tensors)
     if config.n_layers > len(names):  # before a table of them is made: the config may be a stranger's
@@ -98,11 +99,8 @@ def from_gpt2_names(
         raise ValueError(f"{source} does not fit its config: {'; '.join(problems[:6])}{more}")
 
     def take(name: str, turn: bool = False) -> Tensor:
-        tensor = tensors[names[name]]
-        if not tensor.is_floating_point():
-            raise ValueError(f"{source}: {name} is {tensor.dtype}, not a floating type")
-        if not tensor.sum(dtype=torch.float32).isfinite():
-            raise ValueError(f"{source}: {name} holds NaN or infinite values")
+        tensor = tensors.pop(names[name]) if isinstance(tensors, dict) else tensors[names[name]]
+        check_tensor(tensor, name, source)
         tensor = tensor.T if turn else tensor
         # a copy of our own: the source may be a mapped file, which a later change must neither move nor reach
         return torch.empty(tensor.shape, dtype=dtype or tensor.dtype).copy_(tensor)
@@ -120,6 +118,14 @@ def from_gpt2_names(
                 state[f"{ours_at}{name}.bias"] = part.clone()
     state["out_head.weight"] = state["tok_emb.weight"] if config.tie_embeddings else take("lm_head.weight")
     return state
+
+
+def check_tensor(tensor: Tensor, name: str, source: str) -> None:
+    """`ValueError` naming the tensor, unless it is of a floating type and every value is finite."""
+    if not tensor.is_floating_point():
+        raise ValueError(f"{source}: {name} is {tensor.dtype}, not a floating type")
+    if not tensor.sum(dtype=torch.float64).isfinite():
+        raise ValueError(f"{source}: {name} holds NaN or infinite values")
 
 
 def build_model(config: GPTConfig, state: MutableMapping[str, Tensor]) -> GPTModel:

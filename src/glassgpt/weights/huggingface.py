@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from glassgpt.config import GPTConfig
 from glassgpt.json_file import read_json
 from glassgpt.model import GPTModel
 from glassgpt.weights.gpt2_names import build_model, from_gpt2_names
+from glassgpt.weights.pickled import load_pickled
+from glassgpt.weights.safetensors_file import INDEX_NAME, SINGLE_NAME, SafetensorsWeights
 
 OURS = "glassgpt"
 """The key of config.json that holds what `GPT2Config` has no word for."""
@@ -19,7 +22,7 @@ OURS = "glassgpt"
 # What a GPT-2 config may say that this model does not do: (key, the values it does do)
 _FIXED: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("model_type", ("gpt2", OURS)),
-    ("activation_function", ("gelu_new", "gelu_pytorch_tanh")),
+    ("activation_function", ("gelu_new", "gelu_pytorch_tanh", "gelu")),
     ("layer_norm_epsilon", (1e-5,)),
     ("scale_attn_weights", (True,)),
     ("scale_attn_by_inverse_layer_idx", (False,)),
@@ -40,7 +43,7 @@ def to_config_json(config: GPTConfig, eot_id: int | None = None) -> dict[str, An
         "n_head": config.n_heads,
         "n_layer": config.n_layers,
         "n_inner": None,
-        "activation_function": "gelu_new",
+        "activation_function": "gelu" if config.gelu == "erf" else "gelu_new",
         "layer_norm_epsilon": 1e-5,
         "embd_pdrop": config.drop_rate,
         "attn_pdrop": config.drop_rate,
@@ -69,6 +72,7 @@ def from_config_json(values: Mapping[str, Any], source: str = "config.json") -> 
             "emb_dim": values["n_embd"],
             "n_heads": values["n_head"],
             "n_layers": values["n_layer"],
+            "gelu": "erf" if values.get("activation_function") == "gelu" else "tanh",
         }
     except KeyError as error:
         raise ValueError(f"{source} has no {error}: it is not a GPT-2's") from None
@@ -88,13 +92,29 @@ def from_config_json(values: Mapping[str, Any], source: str = "config.json") -> 
     return config
 
 
-def load_huggingface(directory: Path, dtype: torch.dtype | None = torch.float32) -> GPTModel:
-    """The GPT-2 in `directory`, one file or sharded, every tensor accounted for (see `from_gpt2_names`).
+def read_huggingface(directory: Path, dtype: torch.dtype | None = torch.float32) -> GPTModel:
+    """The GPT-2 in `directory`: safetensors, sharded or not, or an old `pytorch_model.bin`.
 
-    `dtype` None keeps the file's. Raises `FileNotFoundError` and `ValueError`.
+    Every tensor is accounted for, see `from_gpt2_names`. `dtype` None keeps the file's. Raises `FileNotFoundError`
+    and `ValueError`.
     """
     config = from_config_json(read_json(directory / "config.json"), str(directory / "config.json"))
-    from safetensors.torch import load_file
-
-    tensors = load_file(directory / "model.safetensors")
+    pickled = directory / "pytorch_model.bin"
+    tensors: Mapping[str, Tensor]
+    if pickled.exists() and not any((directory / name).exists() for name in (SINGLE_NAME, INDEX_NAME)):
+        tensors = state_dict_of(load_pickled(pickled), pickled)
+    else:
+        # the single file before an index, as `transformers` does: a model saved over a sharded one has both
+        single = directory / SINGLE_NAME
+        tensors = SafetensorsWeights(single if single.exists() else directory)
     return build_model(config, from_gpt2_names(tensors, config, dtype=dtype, source=str(directory)))
+
+
+def state_dict_of(value: Any, path: Path) -> dict[str, Tensor]:
+    """`value` if it is a dict of tensors by name, as `load_state_dict` takes it; `ValueError` otherwise."""
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"{path} holds a {type(value).__name__}, not a dict of tensors")
+    for name, tensor in value.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ValueError(f"{path}: {str(name)[:100]!r} is a {type(tensor).__name__}, not a named tensor")
+    return dict(value)

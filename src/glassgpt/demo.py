@@ -1,0 +1,123 @@
+"""`glassgpt demo`: a GPT learns to write in a minute, on any machine, offline; then the speed ladder."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from glassgpt.checkpoint import load_model
+from glassgpt.config import GPTConfig
+from glassgpt.data.corpus import default_corpus
+from glassgpt.data.tokens import TokenFile
+from glassgpt.generation.decoder import CachedDecoder, Decoder, NaiveDecoder
+from glassgpt.generation.generate import complete, generate
+from glassgpt.generation.sampling import Sampling
+from glassgpt.model import GPTModel
+from glassgpt.tokenizer import Tokenizer
+from glassgpt.training.progress import Progress
+from glassgpt.training.step import evaluate_loss, initial_model
+from glassgpt.training.train import TrainResult, train
+
+CONFIG = GPTConfig(
+    vocab_size=1024, context_length=64, emb_dim=128, n_heads=4, n_layers=4, drop_rate=0.0, tie_embeddings=True
+)
+"""Small enough for some hundred steps in a minute on two cores; the tokenizer decides the vocabulary's size."""
+
+PROMPT = "The function returns"
+_LADDER_CONFIG = CONFIG.replace(context_length=512)
+
+
+def demo(out: str | Path, seconds: float, progress: Progress, stream: IO[str]) -> TrainResult:
+    """Train for `seconds` on Python's manual into `out`, and tell the story on `stream`. Errors as in `train`."""
+
+    def say(text: str = "") -> None:
+        stream.write(text + "\n")
+        stream.flush()
+
+    say("glassgpt demo: a GPT that has never seen a word learns to write, from Python's own manual.")
+    say()
+    result = train(
+        (),
+        out,
+        model=CONFIG,
+        minutes=seconds / 60,
+        overwrite=True,
+        progress=progress,
+        sample_prompt=PROMPT,
+        sample_tokens=40,
+    )
+    if not result.finished:
+        return result
+    model, tokenizer = load_model(out)
+    validation = TokenFile.open(Path(out) / "data" / "validation.npy", encoder=tokenizer)
+    loss = evaluate_loss(model, validation.tokens, 64, None)
+    verdict = "below" if loss < result.bigram_loss else "not below"
+    say()
+    say(f"On all of the validation part: {loss:.3f} nats per token, {verdict} the bigram's {result.bigram_loss:.3f}.")
+    say()
+    before = initial_model(model.config, 0)
+    for name, writer in (("before", before), ("after", model)):
+        text = generate(writer, tokenizer, PROMPT, max_new_tokens=90, temperature=0.7, top_p=0.9, seed=3, overflow="slide")
+        say(f"--- {name}: {share_of_known_words(text):.0%} of its words occur in the manual")
+        say(PROMPT + text)
+        say()
+    _speed_ladder(model, tokenizer, say)
+    say()
+    say("What to type next:")
+    say(f'  glassgpt generate {out} "{PROMPT}" --temperature 0.8   # more of it')
+    say(f'  glassgpt explain {out} "{PROMPT}" --out maps.png       # where its heads look')
+    say("  glassgpt train my.txt --out runs/mine                        # your own text")
+    say(f"  open {out}/loss.png                                     # the curve of this run")
+    return result
+
+
+def share_of_known_words(text: str) -> float:
+    """The fraction of the words of `text`, first and last one cut off, that occur in the default corpus."""
+    known = {word for document in default_corpus() for piece in document.pieces() for word in _words(piece)}
+    words = _words(text)[1:-1]
+    return sum(word in known for word in words) / max(1, len(words))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[A-Za-z]+", text)
+
+
+def _speed_ladder(model: GPTModel, tokenizer: Tokenizer, say: object) -> None:
+    """The same greedy tokens, computed naively and with the cache, on a model with room for a long text."""
+    assert callable(say)
+    long = _stretched(model)
+    prompt: Sequence[str] = [PROMPT]
+    tokens = _LADDER_CONFIG.context_length - 32
+    rungs: list[tuple[str, Decoder]] = [
+        ("naive: all tokens again for each new one", NaiveDecoder(long)),
+        ("cached: each token once", CachedDecoder(long)),
+    ]
+    say(f"The speed ladder, {tokens} tokens after the same prompt:")
+    texts, rates = [], []
+    greedy = Sampling(temperature=0)
+    for name, decoder in rungs:
+        start = time.perf_counter()
+        made = complete(
+            long, tokenizer, prompt, max_new_tokens=tokens, temperature=greedy.temperature, decoder=decoder
+        )[0]
+        rates.append(len(made.ids) / (time.perf_counter() - start))
+        texts.append(made.ids)
+        say(f"  {rates[-1]:>8,.0f} tokens/s  {rates[-1] / rates[0]:>5.1f} x  {name}")
+    say(f"  identical tokens: {'yes' if texts[0] == texts[1] else 'NO'}")
+
+
+def _stretched(model: GPTModel) -> GPTModel:
+    """The trained model with more positions, the new ones untrained: for timing, a longer text than it learned."""
+    config = model.config.replace(context_length=_LADDER_CONFIG.context_length)
+    torch.manual_seed(0)
+    long = GPTModel(config).eval()
+    state = model.state_dict()
+    trained = state["pos_emb.weight"]
+    state["pos_emb.weight"] = trained[torch.arange(config.context_length) % len(trained)]
+    long.load_state_dict(state)
+    return long

@@ -1,0 +1,102 @@
+"""The book's `model.pth`: a state dict under the core's own names, with each layer's causal mask beside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glassgpt.config import GPTConfig
+from glassgpt.files import replacing
+from glassgpt.model import GPTModel
+from glassgpt.weights.gpt2_names import build_model, check_tensor
+from glassgpt.weights.huggingface import state_dict_of
+
+
+def is_book(value: Any) -> bool:
+    """Whether an unpickled value is a state dict of the book's model, alone or with its optimizer's."""
+    value = value.get("model_state_dict", value) if isinstance(value, dict) else {}
+    return isinstance(value, dict) and "tok_emb.weight" in value
+
+
+def read_book(
+    value: Mapping[str, Any], path: Path, n_heads: int | None = None, dtype: torch.dtype | None = torch.float32
+) -> GPTModel:
+    """The model of an unpickled `model.pth`.
+
+    Its shape is read off the tensors, but for the number of heads, which leaves no trace in them: `n_heads`, or heads
+    of 64 as all of GPT-2's are. Equal embedding and head become one, tied. Raises `ValueError` naming each tensor that
+    is missing, unexpected, of a wrong shape, not of a floating type or not finite.
+    """
+    state = state_dict_of(value.get("model_state_dict", value), path)
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(".att.mask")}
+    config = _config_of(state, path, n_heads)
+    with torch.device("meta"):
+        shapes = {name: tuple(t.shape) for name, t in GPTModel(config).state_dict().items()}
+    problems = [f"missing {name} {list(shape)}" for name, shape in shapes.items() if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in shapes]
+    problems += [
+        f"{name} is {list(state[name].shape)} where {list(shape)} is needed"
+        for name, shape in shapes.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
+    if problems:
+        raise ValueError(f"{path} is not a whole model of the book's: {'; '.join(problems[:6])}")
+    for name in state:
+        check_tensor(state[name], name, str(path))
+        if name == "out_head.weight" and config.tie_embeddings:
+            state[name] = state["tok_emb.weight"]
+        else:  # a copy of our own, one at a time: the source is a mapped file
+            state[name] = state[name].to(dtype or state[name].dtype, copy=True)
+    return build_model(config, state)
+
+
+def write_book(model: GPTModel, path: Path) -> None:
+    """Write a state dict that the book's `GPTModel(cfg).load_state_dict` takes, strictly, masks included.
+
+    `cfg` is the dict that `book_dict` gives. Raises `ValueError` for a model the book's code cannot be.
+    """
+    config = model.config
+    book_dict(config)
+    state: dict[str, Tensor] = {name: t.detach().cpu() for name, t in model.state_dict().items()}
+    mask = torch.ones(config.context_length, config.context_length).triu(1)
+    state |= {f"trf_blocks.{i}.att.mask": mask for i in range(config.n_layers)}
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def book_dict(config: GPTConfig) -> dict[str, Any]:
+    """The book's seven keys; `ValueError` for what they cannot say."""
+    if config.sliding_window is not None or config.gelu != "tanh":
+        wrong = "a sliding window" if config.sliding_window is not None else "the erf form of GELU"
+        raise ValueError(f"the book's model has no place for {wrong}")
+    keys = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "drop_rate", "qkv_bias")
+    return {key: value for key, value in config.to_dict().items() if key in keys}
+
+
+def _config_of(state: Mapping[str, Tensor], path: Path, n_heads: int | None) -> GPTConfig:
+    try:
+        vocab_size, emb_dim = state["tok_emb.weight"].shape
+        context_length, _ = state["pos_emb.weight"].shape
+    except (KeyError, ValueError):
+        raise ValueError(f"{path} has no two-dimensional tok_emb.weight and pos_emb.weight") from None
+    if n_heads is None:
+        if emb_dim % 64:
+            raise ValueError(f"{path}: the number of heads is not in the file: give it (--n-heads)")
+        n_heads = emb_dim // 64
+    layers = {name.split(".")[1] for name in state if name.startswith("trf_blocks.")}
+    head = state.get("out_head.weight")
+    tied = head is not None and head.shape == state["tok_emb.weight"].shape and head.equal(state["tok_emb.weight"])
+    return GPTConfig(
+        vocab_size=vocab_size,
+        context_length=context_length,
+        emb_dim=emb_dim,
+        n_heads=n_heads,
+        n_layers=max(1, len(layers)),
+        drop_rate=0.0,
+        qkv_bias="trf_blocks.0.att.W_query.bias" in state,
+        tie_embeddings=tied,
+    )

@@ -1,0 +1,195 @@
+"""GGUF, the one-file form of llama.cpp and Ollama: weights, shape and tokenizer together.
+
+Written through the `gguf` package (the extra `gguf`), as architecture "gpt2". The names and keys are those of
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and of llama.cpp's own converter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glassgpt.config import GPTConfig
+from glassgpt.files import replacing
+from glassgpt.model import GPTModel
+from glassgpt.tokenizer import Tokenizer
+from glassgpt.weights.gpt2_names import build_model, from_gpt2_names, to_gpt2_names
+
+TYPES = ("f32", "f16", "q8_0")
+"""Number types of the matrices: 32, 16 and about 8.5 bits a weight. Vectors and positions stay float32."""
+
+_PARTS = {
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+_ENDS = {
+    "wte.weight": "token_embd.weight",
+    "wpe.weight": "position_embd.weight",
+    "ln_f.weight": "output_norm.weight",
+    "ln_f.bias": "output_norm.bias",
+    "lm_head.weight": "output.weight",
+}
+_NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # token types of the format
+
+
+def write_gguf(model: GPTModel, tokenizer: Tokenizer, path: Path, kind: str = "f32", name: str = "glassgpt") -> None:
+    """Write one file that llama.cpp runs; `kind` is one of `TYPES`.
+
+    Rows that do not divide into Q8_0's blocks of 32 are kept in float16. Raises `ValueError` for a model or tokenizer
+    that the format cannot express, `ImportError` where the extra is missing.
+    """
+    if kind not in TYPES:
+        raise ValueError(f"GGUF type {kind!r} is unknown: use one of {', '.join(TYPES)}")
+    if model.config.sliding_window is not None:
+        raise ValueError("llama.cpp's GPT-2 has no sliding window: this model cannot be a GGUF")
+    gguf = _library()
+    config = model.config
+    tokens, types, merges = _vocabulary(tokenizer, config.vocab_size)
+    with replacing(path) as temporary:
+        writer = gguf.GGUFWriter(str(temporary), "gpt2")
+        writer.add_name(name)
+        writer.add_context_length(config.context_length)
+        writer.add_embedding_length(config.emb_dim)
+        writer.add_feed_forward_length(4 * config.emb_dim)
+        writer.add_block_count(config.n_layers)
+        writer.add_head_count(config.n_heads)
+        writer.add_layer_norm_eps(1e-5)
+        writer.add_file_type({"f32": 0, "f16": 1, "q8_0": 7}[kind])
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list(tokens)
+        writer.add_token_types(types)
+        writer.add_token_merges(merges)
+        if tokenizer.eot_id is not None:
+            writer.add_bos_token_id(tokenizer.eot_id)
+            writer.add_eos_token_id(tokenizer.eot_id)
+            writer.add_add_bos_token(False)
+        for ours, tensor in to_gpt2_names(model.state_dict(), config).items():
+            target, turned = _to_gguf_name(ours.removeprefix("transformer."))
+            array = (tensor.T if turned else tensor).float().cpu().numpy()
+            _add_tensor(writer, gguf, target, np.ascontiguousarray(array), kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def read_gguf(path: Path) -> tuple[GPTModel, Tokenizer | None]:
+    """The model in a GGUF that `write_gguf` wrote, quantised tensors expanded, and its tokenizer.
+
+    This is how an export is proved. It is no door for files from strangers: the `gguf` package believes the counts
+    that a file claims. Raises `ValueError` for another architecture, `ImportError` where the extra is missing.
+    """
+    gguf = _library()
+    reader = gguf.GGUFReader(str(path))
+    fields = {key: field.contents() for key, field in reader.fields.items()}
+    kept = {tensor.name: tensor for tensor in reader.tensors}
+    if fields.get("general.architecture") != "gpt2":
+        raise ValueError(f"{path} is a GGUF of {fields.get('general.architecture')!r}, not of a GPT-2")
+    try:
+        config = GPTConfig(
+            vocab_size=len(fields["tokenizer.ggml.tokens"]),
+            context_length=fields["gpt2.context_length"],
+            emb_dim=fields["gpt2.embedding_length"],
+            n_heads=fields["gpt2.attention.head_count"],
+            n_layers=fields["gpt2.block_count"],
+            drop_rate=0.0,
+            qkv_bias=True,
+            tie_embeddings="output.weight" not in kept,
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no whole GPT-2: {error!r}") from None
+    names = {_to_gguf_name(ours)[0]: ours for ours in _our_names(config)}
+
+    def expanded(tensor: Any) -> Tensor:
+        array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        return torch.from_numpy(np.array(array, dtype=np.float32))
+
+    lazy = _Lazy({names.get(name, name): tensor for name, tensor in kept.items()}, expanded)
+    state = from_gpt2_names(lazy, config, transposed=False, source=str(path))
+    return build_model(config, state), _tokenizer_of(fields)
+
+
+class _Lazy(Mapping[str, Tensor]):
+    """Tensors expanded one at a time, when they are asked for."""
+
+    def __init__(self, kept: Mapping[str, Any], expand: Callable[[Any], Tensor]) -> None:
+        self._kept, self._expand = kept, expand
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._expand(self._kept[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+def _library() -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise ImportError("GGUF needs the extra: pip install 'glassgpt[gguf]'") from None
+    return gguf
+
+
+def _to_gguf_name(name: str) -> tuple[str, bool]:
+    """GPT-2's name to GGUF's, and whether the matrix is kept the other way round, (out, in)."""
+    if name in _ENDS:
+        return _ENDS[name], False
+    _, layer, rest = name.split(".", 2)
+    part, kind = rest.rsplit(".", 1)
+    return f"blk.{layer}.{_PARTS[part]}.{kind}", kind == "weight" and not part.startswith("ln")
+
+
+def _our_names(config: GPTConfig) -> Iterator[str]:
+    yield from _ENDS
+    for layer in range(config.n_layers):
+        for part in _PARTS:
+            yield from (f"h.{layer}.{part}.weight", f"h.{layer}.{part}.bias")
+
+
+def _add_tensor(writer: Any, gguf: Any, name: str, array: np.ndarray[Any, Any], kind: str) -> None:
+    if array.ndim == 1 or name == "position_embd.weight" or kind == "f32":
+        writer.add_tensor(name, array)
+    elif kind == "q8_0" and array.shape[1] % 32 == 0:
+        q8_0 = gguf.GGMLQuantizationType.Q8_0
+        writer.add_tensor(name, gguf.quantize(array, q8_0), raw_dtype=q8_0)
+    else:
+        writer.add_tensor(name, array.astype(np.float16))
+
+
+def _vocabulary(tokenizer: Tokenizer, size: int) -> tuple[list[str], list[int], list[str]]:
+    """Tokens in the order of their ids, their types, and the merges; ids the tokenizer does not have are padding."""
+    byte_level = tokenizer.byte_level_vocabulary()
+    if byte_level is None:
+        raise ValueError("a character vocabulary cannot be a GGUF: train with --tokenizer bpe or byte")
+    vocabulary, merges = byte_level
+    tokens = [f"[PAD{i}]" for i in range(size)]
+    types = [_UNUSED] * size
+    for token, i in vocabulary.items():
+        tokens[i], types[i] = token, _CONTROL if i == tokenizer.eot_id else _NORMAL
+    return tokens, types, [" ".join(pair) for pair in merges]
+
+
+def _tokenizer_of(fields: Mapping[str, Any]) -> Tokenizer | None:
+    if fields.get("tokenizer.ggml.model") != "gpt2":
+        return None
+    types = fields.get("tokenizer.ggml.token_type", [])
+    vocabulary = {
+        token: i
+        for i, token in enumerate(fields["tokenizer.ggml.tokens"])
+        if not (i < len(types) and types[i] == _UNUSED)
+    }
+    merges = [tuple(line.split(" ")) for line in fields.get("tokenizer.ggml.merges", [])]
+    return Tokenizer.byte_level(vocabulary, merges)

@@ -1,0 +1,59 @@
+"""nanoGPT's `ckpt.pt`: GPT-2's names with matrices as (out, in), often without biases, and the exact GELU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glassgpt.config import GPTConfig
+from glassgpt.model import GPTModel
+from glassgpt.weights.gpt2_names import build_model, from_gpt2_names
+from glassgpt.weights.huggingface import state_dict_of
+
+_ARGUMENTS = {
+    "vocab_size": "vocab_size",
+    "block_size": "context_length",
+    "n_embd": "emb_dim",
+    "n_head": "n_heads",
+    "n_layer": "n_layers",
+    "dropout": "drop_rate",
+}
+
+
+def is_nanogpt(value: Any) -> bool:
+    """Whether an unpickled value is a checkpoint that nanoGPT's `train.py` wrote."""
+    return isinstance(value, dict) and {"model", "model_args"} <= value.keys()
+
+
+def read_nanogpt(value: Mapping[str, Any], path: Path, dtype: torch.dtype | None = torch.float32) -> GPTModel:
+    """The model of an unpickled `ckpt.pt`. A bias it does not have becomes the zeros it stands for.
+
+    `torch.compile`'s prefix `_orig_mod.` is dropped. Raises `ValueError` where a tensor or an argument is missing or
+    wrong.
+    """
+    arguments = value["model_args"]
+    if not isinstance(arguments, Mapping) or (missing := [key for key in _ARGUMENTS if key not in arguments]):
+        raise ValueError(f"{path}: model_args lacks {missing[0]!r}: it is not a checkpoint of nanoGPT's")
+    biased = arguments.get("bias", True)
+    config = GPTConfig.of(
+        {ours: arguments[theirs] for theirs, ours in _ARGUMENTS.items()}
+        | {"qkv_bias": bool(biased), "tie_embeddings": True, "gelu": "erf"}
+    )
+    tensors = {name.removeprefix("_orig_mod."): t for name, t in state_dict_of(value["model"], path).items()}
+    if not biased:
+        tensors |= _zero_biases(tensors)
+    state = from_gpt2_names(tensors, config, transposed=False, dtype=dtype, source=str(path))
+    return build_model(config, state)
+
+
+def _zero_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A zero bias beside each weight that is one of a linear layer or a norm; query, key and value do without."""
+    return {
+        name.removesuffix("weight") + "bias": tensor.new_zeros(tensor.shape[0])
+        for name, tensor in tensors.items()
+        if name.endswith(".weight") and not name.endswith(("wte.weight", "wpe.weight", "lm_head.weight", "c_attn.weight"))
+    }

@@ -1,0 +1,413 @@
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from glassgpt import GPTModel, Tokenizer, complete, generate, stream
+from glassgpt.generation import Completion
+from glassgpt.generation.decoder import CachedDecoder, NaiveDecoder
+from glassgpt.generation.generate import Row
+from glassgpt.generation.sampling import Sampling
+from glassgpt.model import generate_text_simple
+from glassgpt.tokenizer import StreamDecoder
+
+Make = Callable[..., GPTModel]
+EOT = 256  # of the byte tokenizer
+CONTEXT = 32
+PROMPTS = ["T", "Hello, I am", "What is", "\n", "naïve 😀", "x" * 17]
+OPTIONS = [
+    {"temperature": 0},
+    {"seed": 3},
+    {"seed": 4, "temperature": 0.8, "top_k": 20, "top_p": 0.95, "min_p": 0.02, "repetition_penalty": 1.2},
+]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Make) -> GPTModel:
+    """A model of bytes with three ids more than its tokenizer, as padded vocabularies have."""
+    return tiny_model(vocab_size=260, context_length=CONTEXT, qkv_bias=True)
+
+
+class Scripted:
+    """A decoder that makes greedy rows write what a script says, token by token."""
+
+    def __init__(self, *scripts: Sequence[int]) -> None:
+        self._left = [iter(script) for script in scripts]
+        self.dropped: list[int] = []
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        assert len(prompts) == len(self._left)
+        return self._next()
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        assert len(tokens) == len(self._left)
+        return self._next()
+
+    def drop(self, row: int) -> None:
+        self.dropped.append(row)
+        self._left[row] = self._left[-1]
+        self._left.pop()
+
+    def _next(self) -> Tensor:
+        return torch.stack([torch.eye(300)[next(script)] for script in self._left])
+
+
+def written(
+    model: GPTModel, tokenizer: Tokenizer, script: Sequence[int], **options: Any
+) -> tuple[Completion, list[str]]:
+    """What a row becomes that writes `script`, and the same as it is streamed."""
+    options = {"temperature": 0, "max_new_tokens": len(script), "overflow": "slide"} | options
+    (result,) = complete(model, tokenizer, ["p"], decoder=Scripted(script), **options)
+    pieces = list(stream(model, tokenizer, "p", decoder=Scripted(script), **options))
+    return result, pieces
+
+
+# ---- one result on every path ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("changes", [{}, {"sliding_window": 5}, {"attention": "explicit"}, {"tie_embeddings": True}])
+def test_cached_is_naive_batched_is_alone_streamed_is_whole(
+    tiny_model: Make, tiny_tokenizer: Tokenizer, options: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    model = tiny_model(vocab_size=260, context_length=CONTEXT, **changes)
+    options = {**options, "max_new_tokens": 40, "overflow": "slide"}  # past the context, for every prompt
+    batch = complete(model, tiny_tokenizer, PROMPTS, **options)
+    assert batch == complete(model, tiny_tokenizer, PROMPTS, decoder=NaiveDecoder(model), **options)
+    for prompt, row in zip(PROMPTS, batch, strict=True):
+        assert complete(model, tiny_tokenizer, [prompt], **options) == [row]
+        assert "".join(stream(model, tiny_tokenizer, prompt, **options)) == row.text
+        assert generate(model, tiny_tokenizer, prompt, **options) == row.text
+    assert generate(model, tiny_tokenizer, PROMPTS, **options) == [row.text for row in batch]
+    assert [row.n_prompt_tokens for row in batch] == [len(p.encode()) for p in PROMPTS]
+    assert any(row.finish_reason == "length" for row in batch)
+
+
+def test_greedy_is_the_books_generation_also_past_the_context(tiny_model: Make, tiny_tokenizer: Tokenizer) -> None:
+    model = tiny_model(vocab_size=256, context_length=16)  # no end of text
+    tokenizer = Tokenizer.characters([chr(i) for i in range(255)])
+    for prompt in ("a", "Hello", "x" * 16, "y" * 30):
+        ids = tokenizer.encode(prompt)
+        wanted = generate_text_simple(model, torch.tensor([ids]), 40, 16)[0, len(ids) :].tolist()
+        wanted = list(itertools.takewhile(lambda i: i != tokenizer.eot_id, wanted))
+        (row,) = complete(model, tokenizer, [prompt], temperature=0, max_new_tokens=40, overflow="slide")
+        assert row.ids == wanted
+
+
+@given(prompts=st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=5), data=st.data())
+def test_a_rows_text_depends_on_its_prompt_and_seed_alone(
+    model: GPTModel, tiny_tokenizer: Tokenizer, prompts: list[str], data: st.DataObject
+) -> None:
+    seeds = data.draw(st.lists(st.integers(0, 2**63 - 1), min_size=len(prompts), max_size=len(prompts)))
+    order = data.draw(st.permutations(range(len(prompts))))
+    options = {"max_new_tokens": 10, "overflow": "slide", "temperature": 1.5}
+    rows = complete(model, tiny_tokenizer, prompts, seed=seeds, **options)
+    shuffled = complete(
+        model, tiny_tokenizer, [prompts[i] for i in order], seed=[seeds[i] for i in order], **options
+    )
+    assert [rows[i] for i in order] == shuffled
+
+
+def test_seeds(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
+    def texts(seed: Any) -> list[str]:
+        return [row.text for row in complete(model, tiny_tokenizer, ["a"] * 3, max_new_tokens=12, seed=seed)]
+
+    assert len(set(texts(1))) == 1  # the same prompt and seed
+    assert len(set(texts([1, 2, 3]))) == 3
+    assert texts([1, 2, 3])[0] == texts(1)[0]
+    assert texts(None) != texts(None)  # a fresh one for each
+    assert len(set(texts(None))) == 3
+    everybodys = torch.get_rng_state()
+    random_state = random.getstate()
+    texts(None)
+    texts(5)
+    assert torch.equal(torch.get_rng_state(), everybodys)  # nobody else's random numbers are touched
+    assert random.getstate() == random_state
+
+
+def test_prompts_may_be_ids_and_may_be_empty(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
+    options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 5}
+    ids = tiny_tokenizer.encode("Hello")
+    assert complete(model, tiny_tokenizer, [ids], **options) == complete(model, tiny_tokenizer, ["Hello"], **options)
+    # GPT-2 begins from nothing with the end of text
+    assert complete(model, tiny_tokenizer, [""], **options) == complete(model, tiny_tokenizer, [[EOT]], **options)
+    assert complete(model, tiny_tokenizer, [], **options) == []
+    assert generate(model, tiny_tokenizer, [], **options) == []
+    (row,) = complete(model, tiny_tokenizer, ["a<|endoftext|>"], **options)
+    assert row.n_prompt_tokens == 14  # a special token's name in a prompt is plain text
+
+
+def test_ids_the_tokenizer_does_not_have_are_never_drawn(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
+    favoured = torch.zeros(260)
+    favoured[257:] = 50.0
+    row = Row([1], tiny_tokenizer, max_new_tokens=5, sampling=Sampling(temperature=2.0), seed=0)
+    assert max(row.choose(favoured) for _ in range(2000)) <= EOT
+    # and a prompt that holds one does not break the penalty
+    complete(model, tiny_tokenizer, [[259, 1]], max_new_tokens=3, repetition_penalty=1.3, seed=0)
+
+
+# ---- the end of a row ------------------------------------------------------------------------------------------------
+
+
+def test_each_row_ends_at_its_own_end_of_text(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
+    scripts = [[*b"abc", EOT], [*b"defghij"], [EOT], [*b"kl", EOT]]
+    decoder = Scripted(*scripts)
+    rows = complete(
+        model, tiny_tokenizer, ["p"] * 4, decoder=decoder, temperature=0, max_new_tokens=7, overflow="slide"
+    )
+    assert [row.text for row in rows] == ["abc", "defghij", "", "kl"]
+    assert [row.ids for row in rows] == [[*b"abc"], [*b"defghij"], [], [*b"kl"]]
+    assert [row.finish_reason for row in rows] == ["end_of_text", "length", "end_of_text", "end_of_text"]
+    assert decoder.dropped == [2, 2, 0, 0]  # the last row takes the place of one that is dropped
+
+
+def test_an_early_end_changes_nothing_for_the_others(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
+    options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 20, "overflow": "slide"}
+    wanted = complete(model, tiny_tokenizer, PROMPTS, **options)
+    middle = wanted[2].text[2:5]
+    rows = complete(model, tiny_tokenizer, PROMPTS, stop=middle, **options)
+    assert rows[2].finish_reason == "stop"
+    for row, whole in zip(rows, wanted, strict=True):
+        assert row.text == whole.text.split(middle)[0]
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_max_new_tokens_is_exact(model: GPTModel, tiny_tokenizer: Tokenizer, n: int) -> None:
+    result, _ = written(model, tiny_tokenizer, [*b"abcdefgh"][:n])
+    assert (len(result.ids), result.text, result.finish_reason) == (n, "abcdefgh"[:n], "length")
+
+
+def test_an_end_inside_a_character(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
+    for script, reason in (([*"a😀".encode()[:-1]], "length"), ([*"a😀".encode()[:-1], EOT], "end_of_text")):
+        result, pieces = written(model, tiny_tokenizer, script)
+        assert (result.text, result.finish_reason) == ("a\ufffd", reason)
+        assert pieces == ["a", "\ufffd"]
+
+
+# ---- stop strings ----------------------------------------------------------------------------------------------------
+
+
+def stopped(tokenizer: Tokenizer, script: Sequence[int], stops: Sequence[str]) -> str:
+    """The rule in words: after each token, look at all the text that is certain; cut at the first stop string."""
+    decoder, text = StreamDecoder(tokenizer), ""
+    for number, token in enumerate(script, start=1):
+        text += decoder.push(token) + (decoder.finish() if number == len(script) else "")
+        places = [text.index(stop) for stop in stops if stop in text]
+        if places:
+            return text[: min(places)]
+    return text
+
+
+@pytest.fixture(scope="module")
+def writers() -> dict[str, tuple[Tokenizer, list[int]]]:
+    """Tokenizers of a few letters, and ids that spell them: bytes, characters, and tokens of several letters."""
+    several = Tokenizer.train_bpe(["aab abb aaab baab " * 9], 262)
+    characters = Tokenizer.characters(["abép"])
+    return {
+        "bytes": (Tokenizer.bytes_(), [*"aabé".encode()]),
+        "characters": (characters, characters.encode("aabé")),
+        "several": (several, [*several.encode("a b"), *range(257, several.n_vocab)]),
+    }
+
+
+@pytest.mark.parametrize("kind", ["bytes", "characters", "several"])
+@given(data=st.data())
+def test_no_part_of_a_stop_string_leaks(
+    model: GPTModel, writers: dict[str, tuple[Tokenizer, list[int]]], kind: str, data: st.DataObject
+) -> None:
+    """Few letters, so that stop strings begin, break off and begin again, within tokens and across them."""
+    tokenizer, ids = writers[kind]
+    script = data.draw(st.lists(st.sampled_from(ids), min_size=1, max_size=25), "script")
+    stops = data.draw(st.lists(st.text("abé\ufffd ", min_size=1, max_size=5), max_size=3), "stops")
+    result, pieces = written(model, tokenizer, script, stop=stops)
+    assert "".join(pieces) == result.text == stopped(tokenizer, script, stops)
+    assert not any(stop in result.text for stop in stops)
+    assert (result.finish_reason == "stop") == (result.text != tokenizer.decode(script))
+    assert all(pieces)
+
+
+def test_a_stop_string_across_tokens_is_held_back_and_released(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
+    _, pieces = written(model, tiny_tokenizer, [*b"xENyENDz"], stop="END")
+    assert pieces == ["x", "ENy"]
+    result, pieces = written(model, tiny_tokenizer, [*b"xEN"], stop=["END", "N!"])
+    assert pieces == ["x", "EN"]  # the row is over: what might have become a stop string did not
+    assert result.finish_reason == "length"
+    result, pieces = written(model, tiny_tokenizer, [*b"END"], stop=["END"])
+    assert (result.text, result.finish_reason, pieces) == ("", "stop", [])
+
+
+def test_stop_is_a_text_or_several(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
+    for stop in ("cd", ["cd"], ("zz", "cd", "d")):
+        assert written(model, tiny_tokenizer, [*b"abcdef"], stop=stop)[0].text == "ab"
+    assert written(model, tiny_tokenizer, [*b"abcdef"], stop=())[0].text == "abcdef"
+
+
+def test_a_stop_string_in_the_prompt_is_no_stop(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
+    options: dict[str, Any] = {"decoder": Scripted([*b"ab"]), "temperature": 0, "max_new_tokens": 2}
+    assert generate(model, tiny_tokenizer, "STOP", stop=["STOP", "Pa"], **options) == "ab"
+
+
+# ---- past the context ------------------------------------------------------------------------------------------------
+
+
+def exploding(model: GPTModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*_: Any, **__: Any) -> None:
+        raise AssertionError("computed something")
+
+    monkeypatch.setattr(model, "forward", explode)
+
+
+@pytest.mark.parametrize(("n_prompt", "n_new"), [(1, CONTEXT), (CONTEXT, 1), (CONTEXT + 1, 1), (20, 100)])
+def test_error_raises_before_any_computation(
+    model: GPTModel, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, n_prompt: int, n_new: int
+) -> None:
+    exploding(model, monkeypatch)
+    error = f"^a prompt of {n_prompt} tokens and {n_new} new ones pass the context length of {CONTEXT}: ask for fewer"
+    for call in (
+        lambda: complete(model, tiny_tokenizer, ["a", "x" * n_prompt], max_new_tokens=n_new),
+        lambda: generate(model, tiny_tokenizer, "x" * n_prompt, max_new_tokens=n_new),
+        lambda: stream(model, tiny_tokenizer, "x" * n_prompt, max_new_tokens=n_new),  # at the call
+    ):
+        with pytest.raises(ValueError, match=error):
+            call()
+
+
+def test_error_lets_through_what_just_fits(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
+    (row,) = complete(model, tiny_tokenizer, ["x" * 30], max_new_tokens=2, seed=0, top_k=3)
+    assert len(row.ids) == 2 or row.finish_reason == "end_of_text"
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_slide_reads_the_last_tokens_that_fit(
+    tiny_model: Make, tiny_tokenizer: Tokenizer, window: int | None
+) -> None:
+    model = tiny_model(vocab_size=256, context_length=16, sliding_window=window)
+    tokenizer = Tokenizer.characters([chr(i) for i in range(255)])
+    prompts = ["a", "hello world", "x" * 16, "y" * 23]
+    rows = complete(model, tokenizer, prompts, max_new_tokens=40, temperature=0, overflow="slide")
+    for prompt, row in zip(prompts, rows, strict=True):
+        ids = tokenizer.encode(prompt)
+        for token in row.ids:
+            with torch.no_grad():
+                assert token == int(model(torch.tensor([ids[-16:]]))[0, -1].argmax())
+            ids.append(token)
+    assert max(len(row.ids) for row in rows) == 40
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"top_pp": 0.9}, "unknown option 'top_pp': sampling options are repetition_penalty, temperature, top_k"),
+        ({"max_length": 3, "beams": 2}, "unknown option 'beams'"),
+        ({"overflow": "wrap"}, "overflow 'wrap' is unknown: use one of error, slide"),
+        ({"overflow": None}, "overflow None is unknown"),
+        ({"max_new_tokens": 0}, "max_new_tokens 0 must be a whole number from 1 up"),
+        ({"max_new_tokens": -1}, "max_new_tokens -1 must be"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens 2.5 must be"),
+        ({"max_new_tokens": True}, "max_new_tokens True must be"),
+        ({"stop": ""}, "a stop string is empty"),
+        ({"stop": ["a", ""]}, "a stop string is empty"),
+        ({"temperature": -1}, "temperature -1 must be"),
+        ({"top_k": 0}, "top_k 0 must be"),
+        ({"top_p": 2}, "top_p 2 must be"),
+    ],
+)
+def test_a_bad_option_is_named_before_any_computation(
+    model: GPTModel,
+    tiny_tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    error: str,
+) -> None:
+    exploding(model, monkeypatch)
+    options = {"max_new_tokens": 3, **options}
+    for call in (
+        lambda: complete(model, tiny_tokenizer, ["a"], **options),
+        lambda: generate(model, tiny_tokenizer, "a", **options),
+        lambda: stream(model, tiny_tokenizer, "a", **options),
+    ):
+        with pytest.raises(ValueError, match=f"^{error}") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_bad_prompts(model: GPTModel, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    exploding(model, monkeypatch)
+    with pytest.raises(ValueError, match=r"^token id 260 is outside the model's 0\.\.259$"):
+        complete(model, tiny_tokenizer, [[1, 260]], max_new_tokens=1)
+    with pytest.raises(ValueError, match="^token id -1 is outside"):
+        complete(model, tiny_tokenizer, ["a", [-1]], max_new_tokens=1)
+    with pytest.raises(ValueError, match="^prompts is one text: give a list of them$"):
+        complete(model, tiny_tokenizer, "abc", max_new_tokens=1)
+    with pytest.raises(ValueError, match="^2 seeds for 1 prompts: give one for all or one for each$"):
+        complete(model, tiny_tokenizer, ["a"], seed=[1, 2], max_new_tokens=1)
+    monkeypatch.setattr(Tokenizer, "eot_id", None)
+    with pytest.raises(ValueError, match="^the prompt is empty: give at least one token$"):
+        complete(model, tiny_tokenizer, [""], max_new_tokens=1)
+
+
+def test_broken_weights_are_an_error_not_a_text(tiny_model: Make, tiny_tokenizer: Tokenizer) -> None:
+    model = tiny_model(vocab_size=257)
+    with torch.no_grad():
+        model.final_norm.shift[0] = torch.nan
+    for options in ({}, {"temperature": 0}):
+        with pytest.raises(ValueError, match="the model's scores are not finite"):
+            generate(model, tiny_tokenizer, "a", max_new_tokens=2, **options)
+
+
+# ---- the model is left as it was -------------------------------------------------------------------------------------
+
+
+def modes(model: torch.nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+@pytest.mark.parametrize("how", ["eval", "train", "partly"])
+def test_training_mode_is_off_while_writing_and_back_afterwards(
+    tiny_model: Make, tiny_tokenizer: Tokenizer, how: str
+) -> None:
+    model = tiny_model(vocab_size=257, drop_rate=0.5, context_length=CONTEXT)
+    wanted = generate(model, tiny_tokenizer, "abc", max_new_tokens=20, temperature=0)
+    model.train(how != "eval")
+    if how == "partly":
+        model.trf_blocks[0].eval()
+    before = modes(model)
+    assert generate(model, tiny_tokenizer, "abc", max_new_tokens=20, temperature=0) == wanted
+    assert modes(model) == before
+    pieces = stream(model, tiny_tokenizer, "abc", max_new_tokens=20, temperature=0)
+    assert modes(model) == before  # nothing happens before the first piece is asked for
+    assert "".join(pieces) == wanted
+    assert modes(model) == before
+    begun = stream(model, tiny_tokenizer, "abc", max_new_tokens=20, temperature=0)
+    assert isinstance(begun, Iterator)
+    next(begun)
+    begun.close()  # type: ignore[attr-defined]
+    assert modes(model) == before
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    hook = model.trf_blocks[1].register_forward_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, tiny_tokenizer, "abc", max_new_tokens=20)
+    hook.remove()
+    assert modes(model) == before
+    assert generate(model, tiny_tokenizer, "abc", max_new_tokens=20, temperature=0) == wanted
+
+
+def test_weights_and_gradients_are_untouched(tiny_model: Make, tiny_tokenizer: Tokenizer) -> None:
+    model = tiny_model(vocab_size=257)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generate(model, tiny_tokenizer, "abc", max_new_tokens=5, decoder=CachedDecoder(model))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert not any(parameter.is_inference() for parameter in model.parameters())

@@ -1,0 +1,277 @@
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from glassgpt.generation import sampling as module
+from glassgpt.generation.sampling import Sampling
+
+# distinct scores, so that every cut has one right answer; ties have tests of their own
+SCORES = st.lists(st.integers(-400, 400), min_size=1, max_size=12, unique=True).map(lambda xs: [x / 16 for x in xs])
+OPTIONS = st.fixed_dictionaries(
+    {
+        "repetition_penalty": st.sampled_from([1.0, 0.5, 1.1, 2.0, 30.0]),
+        "temperature": st.sampled_from([1.0, 0.1, 0.7, 1.5, 10.0]),
+        "top_k": st.none() | st.integers(1, 15),
+        "top_p": st.none() | st.floats(0.01, 1.0),
+        "min_p": st.none() | st.floats(0.0, 1.0),
+    }
+)
+
+
+def reference(
+    scores: Sequence[float],
+    history: Sequence[int],
+    *,
+    repetition_penalty: float,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+) -> tuple[dict[int, float], float]:
+    """The probabilities of the kept ids, and how near the nearest token came to a cut."""
+    x, margin = np.array(scores, dtype=np.float64), math.inf
+    for i in set(history):
+        x[i] = x[i] / repetition_penalty if x[i] > 0 else x[i] * repetition_penalty
+    order = np.argsort(-x, kind="stable")[: top_k or len(x)]
+    p = np.exp((x[order] - x[order[0]]) / temperature)
+    p /= p.sum()
+    if top_p is not None:
+        before = np.concatenate([[0.0], p.cumsum()[:-1]])
+        margin = min(margin, abs(before - top_p).min())
+        order, p = order[before < top_p], p[before < top_p]
+        p /= p.sum()
+    if min_p is not None:
+        margin = min(margin, abs(p[1:] - min_p * p[0]).min(initial=math.inf)) if min_p else margin
+        keep = p >= min_p * p[0]
+        order, p = order[keep], p[keep] / p[keep].sum()
+    return {int(i): float(q) for i, q in zip(order, p, strict=True)}, margin
+
+
+def kept(sampling: Sampling, scores: Any, history: Sequence[int] = ()) -> dict[int, float]:
+    ids, probabilities = sampling.candidates(torch.as_tensor(scores), history)
+    assert probabilities.dtype == torch.float64
+    assert len(set(ids.tolist())) == len(ids) == len(probabilities) >= 1
+    assert (probabilities.diff() <= 0).all()
+    assert float(probabilities.sum()) == pytest.approx(1, abs=1e-12)
+    return dict(zip(ids.tolist(), probabilities.tolist(), strict=True))
+
+
+@given(scores=SCORES, options=OPTIONS, data=st.data())
+def test_kept_ids_and_their_probabilities_are_the_references(
+    scores: list[float], options: dict[str, Any], data: st.DataObject
+) -> None:
+    history = data.draw(st.lists(st.integers(0, len(scores) - 1), max_size=5))
+    wanted, margin = reference(scores, history, **options)
+    assume(margin > 1e-6)  # the scores are float32: at a cut itself, either side is right
+    found = kept(Sampling(**options), scores, history)
+    assert found.keys() == wanted.keys()
+    assert all(found[i] == pytest.approx(wanted[i], rel=1e-4, abs=1e-12) for i in wanted)
+
+
+@given(scores=SCORES, options=OPTIONS, data=st.data())
+@example(scores=[3.0, 1.0, 2.0], options={"temperature": 1.0, "top_k": 2, "top_p": 0.9, "min_p": 0.5}, data=None)
+def test_kept_ids_are_those_of_transformers(
+    scores: list[float], options: dict[str, Any], data: st.DataObject | None
+) -> None:
+    from transformers.generation import logits_process as theirs
+
+    history = data.draw(st.lists(st.integers(0, len(scores) - 1), max_size=5)) if data else []
+    plain = {"repetition_penalty": 1.0, "temperature": 1.0, "top_k": None, "top_p": None, "min_p": None} | options
+    assume(reference(scores, history, **plain)[1] > 1e-6)
+    options = {name: value for name, value in plain.items() if value is not None}
+    ids, x = torch.tensor([history], dtype=torch.int64), torch.tensor([scores])
+    steps = [theirs.RepetitionPenaltyLogitsProcessor(options["repetition_penalty"])] if history else []
+    steps += [theirs.TemperatureLogitsWarper(options["temperature"])]
+    steps += [theirs.TopKLogitsWarper(options["top_k"])] if "top_k" in options else []
+    steps += [theirs.TopPLogitsWarper(options["top_p"])] if "top_p" in options else []
+    steps += [theirs.MinPLogitsWarper(options["min_p"])] if "min_p" in options else []
+    for step in steps:
+        x = step(ids, x)
+    wanted = x[0].softmax(-1)
+    found = kept(Sampling(**options), scores, history)
+    assert found.keys() == set(x[0].isfinite().nonzero()[:, 0].tolist())
+    assert all(found[i] == pytest.approx(float(wanted[i]), rel=1e-3, abs=1e-9) for i in found)
+
+
+@given(scores=SCORES, options=OPTIONS)
+def test_rows_are_drawn_each_on_its_own(scores: list[float], options: dict[str, Any]) -> None:
+    """The same row gives the same token whatever else was drawn before, for its generator alone decides."""
+    sampling = Sampling(**options)
+    tokens = []
+    for others in (0, 3):
+        for seed in range(others):
+            sampling.draw(torch.randn(7), [], torch.Generator().manual_seed(seed))
+        tokens.append(sampling.draw(torch.tensor(scores), [], torch.Generator().manual_seed(5)))
+    assert tokens[0] == tokens[1]
+
+
+# ---- edges -----------------------------------------------------------------------------------------------------------
+
+
+@given(scores=SCORES)
+def test_greedy_is_argmax_by_any_name(scores: list[float]) -> None:
+    best = max(range(len(scores)), key=scores.__getitem__)
+    for options in (
+        {"temperature": 0.0},
+        {"temperature": 0},
+        {"temperature": 0.0, "top_k": 5, "top_p": 0.1, "min_p": 0.3},
+        {"top_k": 1},
+        {"top_k": 1, "temperature": 50.0},
+        {"temperature": 1e-30},
+        {"temperature": 5e-324},
+        {"top_p": 1e-300},
+        {"min_p": 1.0},
+    ):
+        found = kept(Sampling(**options), scores)
+        assert {i for i, p in found.items() if p} == {best}
+        assert Sampling(**options).draw(torch.tensor(scores), [], torch.Generator()) == best
+
+
+def test_an_extreme_temperature_neither_overflows_nor_forgets_what_is_excluded() -> None:
+    scores = torch.tensor([300.0, -300.0, -torch.inf, 299.0])
+    assert kept(Sampling(temperature=1e308), scores) == pytest.approx({0: 1 / 3, 3: 1 / 3, 1: 1 / 3, 2: 0.0})
+    for temperature in (1e-30, 5e-324):
+        assert kept(Sampling(temperature=temperature), scores) == {0: 1.0, 3: 0.0, 1: 0.0, 2: 0.0}
+
+
+def test_filters_that_keep_everything() -> None:
+    scores = torch.randn(9, generator=torch.Generator().manual_seed(0))
+    plain = kept(Sampling(), scores)
+    assert len(plain) == 9
+    for options in ({"top_k": 9}, {"top_k": 10**30}, {"top_p": 1.0}, {"top_p": 1}, {"min_p": 0.0}, {"min_p": 0}):
+        assert kept(Sampling(**options), scores) == pytest.approx(plain, rel=1e-12)
+
+
+def test_ties() -> None:
+    two = kept(Sampling(top_k=2), [1.0, 1.0, 1.0, 0.0])
+    assert len(two) == 2
+    assert two.keys() < {0, 1, 2}
+    assert kept(Sampling(top_p=0.5), [0.0] * 4) == {0: 0.5, 1: 0.5}  # exactly half is reached by two of four
+    assert kept(Sampling(top_p=0.51), [0.0] * 4).keys() == {0, 1, 2}
+    assert kept(Sampling(min_p=1.0), [2.0, 1.0, 2.0]) == {0: 0.5, 2: 0.5}
+    assert kept(Sampling(temperature=5e-324), [2.0, 1.0, 2.0]) == {0: 0.5, 2: 0.5, 1: 0.0}
+    assert kept(Sampling(temperature=0), [1.0, 2.0, 2.0]) == {1: 1.0}  # the first, as torch.argmax
+
+
+def test_one_token_alone() -> None:
+    for options in ({}, {"top_k": 5}, {"top_p": 0.1}, {"min_p": 1.0}, {"temperature": 0}):
+        assert kept(Sampling(**options), [-7.0]) == {0: 1.0}
+
+
+def test_the_penalty_counts_each_token_once_and_lowers_either_sign() -> None:
+    scores = [2.0, -1.0, 0.0, 1.0]
+    once, twice = (kept(Sampling(repetition_penalty=2.0), scores, history) for history in ([0, 1, 2], [0, 0, 1, 1, 2]))
+    assert once == twice
+    wanted = np.exp([1.0, -2.0, 0.0, 1.0]) / np.exp([1.0, -2.0, 0.0, 1.0]).sum()
+    assert [once[i] for i in range(4)] == pytest.approx(list(wanted), rel=1e-6)
+    assert kept(Sampling(repetition_penalty=2.0, temperature=0), [2.0, 1.5], [0]) == {1: 1.0}
+
+
+def test_the_penalty_ignores_ids_that_cannot_be_drawn() -> None:
+    """A prompt may hold ids that a padded model has and its tokenizer does not."""
+    assert kept(Sampling(repetition_penalty=2.0, temperature=0), [2.0, 1.5], [9, 0]) == {1: 1.0}
+    assert kept(Sampling(repetition_penalty=2.0, temperature=0), [2.0, 1.5], [9]) == {0: 1.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_narrow_scores_are_computed_in_full(dtype: torch.dtype) -> None:
+    scores = torch.tensor([2.0, 1.0, 0.5, -3.0], dtype=dtype)  # exact in every dtype
+    assert kept(Sampling(temperature=0.7, top_p=0.9), scores) == kept(
+        Sampling(temperature=0.7, top_p=0.9), scores.float()
+    )
+
+
+def test_the_scores_are_left_as_they_were() -> None:
+    scores = torch.tensor([2.0, 1.0], requires_grad=True)
+    Sampling(repetition_penalty=3.0, top_k=1).draw(scores, [0, 1], torch.Generator())
+    assert scores.tolist() == [2.0, 1.0]
+
+
+# ---- draws -----------------------------------------------------------------------------------------------------------
+
+
+def test_1e5_draws_of_fp16_scores_stay_in_the_kept_set_with_the_right_frequencies() -> None:
+    scores = torch.tensor([3.0, -torch.inf, 2.5, 2.0, -9.0, 1.0, 0.5, -60000.0], dtype=torch.float16)
+    sampling, random, n = Sampling(temperature=2.0, top_k=4), torch.Generator().manual_seed(1), 100_000
+    wanted = kept(sampling, scores)
+    assert wanted.keys() == {0, 2, 3, 5}
+    counts = Counter(sampling.draw(scores, (), random) for _ in range(n))
+    assert counts.keys() == wanted.keys()
+    chi_square = sum((counts[i] - n * p) ** 2 / (n * p) for i, p in wanted.items())
+    assert chi_square < 16.27  # three degrees of freedom: passed by one seed in a thousand, and this one is fixed
+
+
+@pytest.mark.parametrize("uniform", [0.0, 5e-324, 0.25, 0.5, 0.75, 1 - 2**-53])
+@pytest.mark.parametrize(
+    ("scores", "options"),
+    [
+        ([0.0, -math.inf, 0.0, -math.inf], {}),
+        ([0.0, -1e5, 0.0, -1e5], {}),  # probability 0 by underflow
+        ([-math.inf, 0.0, 0.0, 0.0, 0.0], {"top_k": 4}),
+        ([0.0] * 7 + [-math.inf] * 3, {"top_p": 0.999999}),
+        ([1.0, -math.inf], {"top_k": 2}),
+    ],
+)
+def test_no_uniform_number_hits_a_probability_of_zero(
+    monkeypatch: pytest.MonkeyPatch, uniform: float, scores: list[float], options: dict[str, Any]
+) -> None:
+    """Not even the borders: 0 itself, the largest number below 1, and the sums of the probabilities."""
+
+    def rand(*_: Any, dtype: torch.dtype, **__: Any) -> Tensor:
+        return torch.tensor(uniform, dtype=dtype)
+
+    monkeypatch.setattr(module.torch, "rand", rand)
+    drawn = Sampling(**options).draw(torch.tensor(scores), [], torch.Generator())
+    assert scores[drawn] > -100
+
+
+@given(n=st.integers(1, 2000), uniform=st.floats(0, 1, exclude_max=True))
+def test_a_uniform_number_picks_its_place(n: int, uniform: float) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.torch, "rand", lambda *_, dtype, **__: torch.tensor(uniform, dtype=dtype))
+        drawn = Sampling().draw(torch.zeros(n), [], torch.Generator())
+    assert abs(drawn - uniform * n) <= 1 + 1e-6
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [[math.nan, 1.0], [1.0, math.inf], [math.nan] * 3, [-math.inf] * 3, [math.inf, -math.inf]],
+)
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_k": 1}, {"repetition_penalty": 1.3}])
+def test_scores_that_are_no_numbers(scores: list[float], options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="^the model's scores are not finite: ") as caught:
+        Sampling(**options).draw(torch.tensor(scores), [0], torch.Generator())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("repetition_penalty", [0, 0.0, -1.0, math.nan, math.inf]),
+        ("temperature", [-1, -1e-9, math.nan, math.inf]),
+        ("top_k", [0, -1, 1.5, 2.0, True, math.nan, "5"]),
+        ("top_p", [0, 0.0, -0.1, 1.0001, math.nan, math.inf]),
+        ("min_p", [-0.1, 1.0001, math.nan, -math.inf]),
+    ],
+)
+def test_a_bad_value_names_its_field(field: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=rf"^{field} {value} must be ") as caught:
+            Sampling(**{field: value})
+        assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_field() -> None:
+    with pytest.raises(TypeError, match="top_kk"):
+        Sampling(top_kk=3)  # type: ignore[call-arg]

@@ -1,0 +1,222 @@
+"""What the source as a whole keeps to: imports go down only, importing does nothing, nothing unsafe is called."""
+
+import ast
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import glassgpt
+
+PACKAGE = Path(glassgpt.__file__).parent
+SOURCE = PACKAGE.parent
+
+# From the ground up. A module imports its own layer and those below it; a folder of modules counts as one.
+LAYERS = (
+    ("config", "tokenizer", "files", "json_file", "kv_cache", "device"),
+    ("model",),
+    ("data", "weights"),
+    ("checkpoint", "generation", "explain"),
+    ("training", "server", "book"),
+    ("demo",),
+    ("cli",),
+    ("__main__",),
+)
+LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
+DOORS = sorted(path for path in SOURCE.glob("*.py") if path.name != "__init__.py")
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def trees() -> Iterator[tuple[str, Path, ast.Module]]:
+    for path in MODULES + DOORS:
+        name = path.relative_to(SOURCE).as_posix()
+        yield name, path, ast.parse(path.read_text(encoding="utf-8"), name)
+
+
+def unit_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(tree: ast.Module, path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import, also those inside functions and under TYPE_CHECKING."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = path.parent.relative_to(SOURCE).parts
+            above = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, (above, node.module)))
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        env=environment,
+        cwd=SOURCE.parent,
+    )
+
+
+# ---- imports ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_module_has_a_layer() -> None:
+    unplaced = {unit_of(path) for path in MODULES} - LEVEL.keys() - {"__init__"}
+    assert not unplaced, f"say in LAYERS where {', '.join(sorted(unplaced))} belongs"
+
+
+def test_imports_go_down_only() -> None:
+    wrong = []
+    edges = set()
+    for name, path, tree in trees():
+        for line, target in imported(tree, path):
+            parts = target.split(".")
+            if path in DOORS or path == PACKAGE / "__init__.py":
+                continue  # the doors stand above everything; the package's face imports on first use
+            if parts[0] == "src" or (parts[0] != "glassgpt" and parts[0] in {door.stem for door in DOORS}):
+                wrong.append(f"{name}:{line} imports the door {target}")
+            if parts[0] != "glassgpt":
+                continue
+            unit = unit_of(path)
+            if len(parts) < 2 or parts[1] not in LEVEL:
+                wrong.append(f"{name}:{line} imports {target}: name the module, not the package's face")
+            elif LEVEL[parts[1]] > LEVEL[unit]:
+                wrong.append(f"{name}:{line} imports {target}, which lies above {unit}")
+            else:
+                edges.add((unit, parts[1]))
+    wrong += [f"{a} and {b} import each other" for a, b in sorted(edges) if a < b and (b, a) in edges]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("module", ["glassgpt", "glassgpt.config", "glassgpt.cli"])
+def test_the_command_line_starts_without_torch(module: str) -> None:
+    heavy = ("torch", "numpy", "tokenizers", "tiktoken", "safetensors", "matplotlib", "httpx", "huggingface_hub")
+    done = run(f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_importing_does_nothing() -> None:
+    """Every module and every door, warnings as errors: not a word, no random number drawn, no default changed."""
+    names = [
+        ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+        for path in MODULES
+        if path.name != "__main__.py"
+    ]
+    names += [f"src.{door.stem}" for door in DOORS] if (SOURCE / "__init__.py").exists() else []
+    done = run(
+        "import importlib, random, threading, signal\n"
+        "import torch\n"
+        "def state():\n"
+        "    return (torch.initial_seed(), torch.get_rng_state().sum().item(), torch.get_default_dtype(),\n"
+        "            torch.get_num_threads(), torch.is_grad_enabled(), random.getstate(), threading.active_count(),\n"
+        "            signal.getsignal(signal.SIGINT), torch.are_deterministic_algorithms_enabled())\n"
+        "before = state()\n"
+        f"for name in {names!r}:\n"
+        "    importlib.import_module(name)\n"
+        "assert state() == before, (state(), before)\n"
+    )
+    assert not done.stdout + done.stderr, done.stdout + done.stderr
+    assert done.returncode == 0
+
+
+def test_the_packages_face() -> None:
+    for name in glassgpt.__all__:
+        assert getattr(glassgpt, name) is not None
+    with pytest.raises(AttributeError, match="module 'glassgpt' has no attribute 'nonsense'"):
+        glassgpt.nonsense  # noqa: B018
+
+
+# ---- what is never called --------------------------------------------------------------------------------------------
+
+
+def calls(tree: ast.Module) -> Iterator[tuple[int, str, ast.Call]]:
+    """(line, name as written, the call) of every call of a plain or dotted name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield node.lineno, ast.unparse(node.func), node
+
+
+def test_nothing_unpickles() -> None:
+    wrong = []
+    for name, path, tree in trees():
+        for line, target in imported(tree, path):
+            if target.split(".")[0] in ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"):
+                wrong.append(f"{name}:{line} imports {target}")
+        for line, called, call in calls(tree):
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            if called in ("eval", "exec", "compile") or called.endswith(("np.load", "numpy.load")):
+                wrong.append(f"{name}:{line} calls {called}")
+            if called == "torch.load" and keywords.get("weights_only") != "True":
+                wrong.append(f"{name}:{line} calls torch.load without weights_only=True")
+            if keywords.get("weights_only") == "False" or keywords.get("allow_pickle") == "True":
+                wrong.append(f"{name}:{line} lets a pickle in")
+            if keywords.get("trust_remote_code") == "True" or keywords.get("shell") == "True":
+                wrong.append(f"{name}:{line} runs somebody else's code")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_library_prints_nothing() -> None:
+    wrong = [
+        f"{name}:{line}"
+        for name, path, tree in trees()
+        if path in MODULES and unit_of(path) != "cli"
+        for line, called, _ in calls(tree)
+        if called == "print"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_text_file_is_utf8() -> None:
+    """Elsewhere the default is another encoding, and the file that was written here cannot be read there."""
+    wrong = []
+    for name, _, tree in trees():
+        for line, called, call in calls(tree):
+            keywords = {keyword.arg for keyword in call.keywords}
+            last = called.split(".")[-1]
+            modes = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            if called == "open":
+                wrong.append(f"{name}:{line} calls open(): use pathlib")
+            elif last in ("read_text", "write_text") and called != "write_text" and "encoding" not in keywords:
+                wrong.append(f"{name}:{line} calls {called} without encoding=")
+            elif last == "open" and call.args and called.split(".")[0] not in ("os", "TokenFile"):
+                binary = any("b" in mode for mode in modes) or "ab" in ast.unparse(call.args[0])
+                if not binary and "encoding" not in keywords:
+                    wrong.append(f"{name}:{line} calls {called} without encoding=")
+            elif last == "open" and not call.args and "encoding" not in keywords:
+                wrong.append(f"{name}:{line} calls {called} without encoding=")
+    assert not wrong, "\n".join(wrong)
+
+
+# ---- the guard that all tests stand behind ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "example.invalid"])
+def test_the_network_is_closed_to_tests(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with pytest.raises(RuntimeError, match=f"a test tried to (reach|resolve) '?{host}"):
+        socket.create_connection((host, 80), timeout=1)
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with socket.socket(family, kind) as connection:
+            for use in (connection.connect, connection.connect_ex, lambda to: connection.sendto(b"x", to)):
+                with pytest.raises(RuntimeError, match=f"a test tried to reach {host}:80; tests run offline"):
+                    use((host, 80))
+
+
+def test_this_machine_is_open_to_tests() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for host in ("127.0.0.1", "localhost"):
+            with socket.create_connection((host, port), timeout=5) as client:
+                accepted, _ = server.accept()
+                client.sendall(b"x")
+                assert accepted.recv(1) == b"x"
+                accepted.close()

@@ -1,0 +1,61 @@
+"""One step: its seed, its schedule, its gradients."""
+
+import math
+
+import pytest
+import torch
+
+from glassgpt import GPTConfig
+from glassgpt.training.settings import Settings
+from glassgpt.training.step import accumulate_gradients, evaluate_loss, initial_model, schedule, step_seed
+
+CONFIG = GPTConfig(vocab_size=50, context_length=8, emb_dim=16, n_heads=2, n_layers=3, drop_rate=0.0)
+
+
+def test_micro_batches_give_the_gradients_of_the_whole() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randint(0, 50, (8, 8)), torch.randint(0, 50, (8, 8))
+    y[0] = -100  # a whole row that does not count
+    found = []
+    for micro in (None, 4, 2, 1):
+        model = initial_model(CONFIG, 1)
+        loss = accumulate_gradients(model, x, y, micro)
+        found.append((loss, {n: p.grad.clone() for n, p in model.named_parameters()}))
+    for loss, grads in found[1:]:
+        assert math.isclose(loss, found[0][0], rel_tol=1e-6)
+        for name, grad in grads.items():
+            torch.testing.assert_close(grad, found[0][1][name], rtol=1e-5, atol=1e-7)
+
+
+def test_schedule_rises_then_falls() -> None:
+    settings = Settings(steps=100, warmup_steps=10, final_rate=0.1)
+    rates = [schedule(step, settings) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == pytest.approx(1)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[100] == pytest.approx(0.1)
+    assert max(rates) <= 1
+
+
+def test_step_seeds_differ_between_steps_and_seeds() -> None:
+    seeds = {step_seed(seed, step) for seed in range(30) for step in range(100)}
+    assert len(seeds) == 3000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_first_loss_is_ln_v(tied: bool) -> None:
+    model = initial_model(CONFIG.replace(tie_embeddings=tied), 0)
+    tokens = torch.randint(0, 50, (2000,), generator=torch.Generator().manual_seed(0)).numpy()
+    assert abs(evaluate_loss(model, tokens, 16, None) - math.log(50)) < 0.05 * math.log(50)
+    assert model.training
+
+
+def test_the_evaluated_loss_is_that_of_the_plain_formula() -> None:
+    model = initial_model(CONFIG, 0)
+    tokens = torch.randint(0, 50, (8 * 5 + 1,), generator=torch.Generator().manual_seed(3))
+    blocks = tokens[:-1].view(5, 8)
+    with torch.no_grad():
+        logits = model.eval()(blocks)
+    plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[1:])
+    assert evaluate_loss(model, tokens.numpy(), 2, None) == pytest.approx(float(plain), rel=1e-5)

@@ -1,0 +1,326 @@
+"""The whole of training: what it writes, that it goes on bit for bit, that it refuses what cannot work."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from glassgpt import GPTConfig, load_model, train
+from glassgpt.training.prepare import RUN_FILE
+from glassgpt.training.progress import Progress
+from glassgpt.training.run_files import read_log
+from glassgpt.training.state import checkpoints, newest_checkpoint
+from glassgpt.training.train import TrainingFailedError
+
+CONFIG = GPTConfig(vocab_size=300, context_length=16, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.2)
+SETTINGS = dict(steps=20, batch_size=4, eval_every=5, eval_batches=2, sample_tokens=0, dtype="float32")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    words = random.Random(0)
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(words.choice(["cat", "dog", "sat", "on", "the", "mat"]) for _ in range(3000)))
+    return path
+
+
+def run(text: Path, out: Path, **options: object) -> object:
+    return train([text], out, **{**dict(model=CONFIG, tokenizer="byte"), **SETTINGS, **options})
+
+
+class StopAt(Progress):
+    """Breaks a run off after the given step, as a crash would: nothing is saved on the way out."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def step(self, record: dict) -> None:
+        if record["step"] == self.at:
+            raise RuntimeError("pulled the plug")
+
+
+def final_tensors(out: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    path, _ = newest_checkpoint(out)
+    weights = load_file(path / "model.safetensors")
+    return weights | load_file(path / "training_state" / "optimizer.safetensors")
+
+
+def losses(out: Path) -> list[tuple]:
+    """Every record but what a clock decides."""
+    return [tuple((k, v) for k, v in r.items() if k != "tokens_per_second") for r in read_log(out)]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert losses(a) == losses(b)
+    mine, theirs = final_tensors(a), final_tensors(b)
+    assert mine.keys() == theirs.keys()
+    assert [k for k in mine if not torch.equal(mine[k], theirs[k])] == []
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("micro", [None, 2])
+def test_a_broken_run_goes_on_bit_for_bit(tmp_path: Path, text: Path, optimizer: str, micro: int | None) -> None:
+    options = dict(optimizer=optimizer, micro_batch_size=micro)
+    run(text, tmp_path / "whole", **options)
+    broken = tmp_path / "broken"
+    for crash in (7, 13):  # twice, neither at a checkpoint
+        with pytest.raises(RuntimeError, match="plug"):
+            if crash == 7:
+                run(text, broken, progress=StopAt(crash), **options)
+            else:
+                train(out=broken, resume=True, progress=StopAt(crash))
+    result = train(out=broken, resume=True)
+    assert result.finished
+    assert_same_run(tmp_path / "whole", broken)
+
+
+def test_the_resumed_steps_cross_an_epoch(tmp_path: Path, text: Path) -> None:
+    options = dict(batch_size=256, steps=12, eval_every=2)
+    run(text, tmp_path / "whole", **options)
+    with pytest.raises(RuntimeError, match="plug"):
+        run(text, tmp_path / "broken", progress=StopAt(5), **options)
+    train(out=tmp_path / "broken", resume=True)
+    evaluations = [r for r in read_log(tmp_path / "whole") if r["kind"] == "evaluation"]
+    assert evaluations[-1]["epoch"] > 2
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.slow
+def test_kill_9_and_resume_by_the_command_line(tmp_path: Path, text: Path) -> None:
+    command = [sys.executable, "-m", "glassgpt", "train"]
+    options = [str(text), "--model", "nano", "--tokenizer", "byte", "--steps", "60", "--eval-every", "10"]
+    options += ["--eval-batches", "2", "--sample-tokens", "0", "--seed", "5", "--dtype", "float32"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, *options, "--out", str(whole)], check=True, capture_output=True)
+    process = subprocess.Popen([*command, *options, "--out", str(killed)], stdout=subprocess.DEVNULL)
+    wait_for(lambda: len(read_log(killed)) > 25)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len([r for r in read_log(killed) if r["kind"] == "step"]) < 60, "the kill came too late to test anything"
+    subprocess.run([*command, "--resume", "--out", str(killed)], check=True, capture_output=True)
+    assert_same_run(whole, killed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, text: Path, how: signal.Signals) -> None:
+    out = tmp_path / "run"
+    options = [str(text), "--model", "nano", "--tokenizer", "byte", "--steps", "100000", "--eval-every", "50000"]
+    command = [sys.executable, "-m", "glassgpt", "train", *options, "--out", str(out), "--sample-tokens", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    wait_for(lambda: len(read_log(out)) > 10)
+    process.send_signal(how)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"go on with: glassgpt train --resume --out {out}" in printed
+    _, state = newest_checkpoint(out)
+    assert state["step"] == len([r for r in read_log(out) if r["kind"] == "step"]) > 0
+
+
+def wait_for(ready: object, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+def test_what_a_run_leaves_behind(tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "run"
+    result = run(text, out)
+    names = {p.name for p in out.iterdir()}
+    assert names == {
+        *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+        *("run.json", "log.jsonl", "loss.png", "data", "checkpoints"),
+    }
+    assert [p.name for p in checkpoints(out)] == ["step-00000020", "step-00000015"]
+    records = read_log(out)
+    assert [r["step"] for r in records if r["kind"] == "step"] == list(range(20))
+    evaluations = {r["step"]: r["val_loss"] for r in records if r["kind"] == "evaluation"}
+    assert list(evaluations) == [0, 5, 10, 15, 20]
+    assert result.best_val_loss == min(evaluations.values())
+    assert abs(evaluations[0] - result_uniform(out)) < 0.05 * result_uniform(out)  # the first loss is ln V
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    model, tokenizer = load_model(out)
+    assert model.config == CONFIG.replace(vocab_size=tokenizer.n_vocab)
+
+
+def result_uniform(out: Path) -> float:
+    return json.loads((out / RUN_FILE).read_text(encoding="utf-8"))["baselines"]["uniform"]
+
+
+def test_the_top_of_the_run_is_the_best_model(tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "run"
+    # a rate that makes the loss rise again after the first steps
+    result = run(text, out, learning_rate=3.0, muon_learning_rate=3.0, warmup_steps=8, steps=15)
+    evaluations = {r["val_loss"]: r["step"] for r in read_log(out) if r["kind"] == "evaluation"}
+    best_step = evaluations[min(evaluations)]
+    assert result.best_val_loss == min(evaluations) < result.val_loss
+    assert best_step < 15
+    last, _ = load_model(newest_checkpoint(out)[0])
+    best, _ = load_model(out)
+    assert not torch.equal(best.tok_emb.weight, last.tok_emb.weight)
+
+
+def test_it_learns(tmp_path: Path, text: Path) -> None:
+    result = run(text, tmp_path / "run", steps=150, eval_every=150, batch_size=16)
+    start = result_uniform(tmp_path / "run")
+    assert result.best_val_loss < 0.5 * start
+
+
+def test_random_tokens_teach_nothing(tmp_path: Path) -> None:
+    """Where the next byte is pure chance no model may beat ln of the alphabet: one that does sees the future."""
+    letters = random.Random(1)
+    path = tmp_path / "noise.txt"
+    path.write_text("".join(letters.choice("abcdefgh") for _ in range(20_000)))
+    result = train(
+        [path], tmp_path / "run", model=CONFIG, tokenizer="char", **{**SETTINGS, "steps": 200, "eval_batches": 200}
+    )
+    assert result.best_val_loss > 0.99 * torch.tensor(8.0).log().item()
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "run"
+    run(text, tmp_path / "whole")
+    run(text, out)
+    damaged = checkpoints(out)[0] / "model.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.unlink()  # it is linked to the published model: that one stays as it is
+    damaged.write_bytes(data)
+    with pytest.warns(UserWarning, match=r"step-00000020 .*damaged"):
+        result = train(out=out, resume=True)
+    assert result.finished
+    assert_same_run(tmp_path / "whole", out)
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from glassgpt.training import state
+
+    out = tmp_path / "run"
+    real, calls = state.save_file, []
+
+    def full(tensors: object, path: Path, *rest: object) -> None:
+        calls.append(path)
+        if len(calls) == 3:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device", str(path))
+        real(tensors, path)
+
+    monkeypatch.setattr(state, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(text, out)
+    monkeypatch.undo()
+    assert [p.name for p in checkpoints(out)] == ["step-00000005", "step-00000000"]
+    assert not list((out / "checkpoints").glob(".*"))
+    run(text, tmp_path / "whole")
+    train(out=out, resume=True)
+    assert_same_run(tmp_path / "whole", out)
+
+
+def test_resume_refuses_what_the_run_was_not(tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "run"
+    run(text, out)
+    with pytest.raises(ValueError, match=r"learning_rate was 0.004, now 0.1"):
+        train(out=out, resume=True, learning_rate=0.1)
+    with pytest.raises(ValueError, match="shape was another"):
+        train(out=out, resume=True, model="nano")
+    with pytest.raises(ValueError, match="text was"):
+        train(["other.txt"], out, resume=True)
+    with pytest.raises(FileNotFoundError, match=r"run\.json is missing"):
+        train(out=tmp_path / "nothing", resume=True)
+    assert train(out=out, resume=True, steps=25).steps == 25  # longer is welcome
+
+
+def test_a_run_is_never_written_over_unasked(tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "run"
+    run(text, out)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match="already holds a run"):
+        run(text, out)
+    strange = tmp_path / "home"
+    strange.mkdir()
+    (strange / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"thesis\.tex"):
+        run(text, strange, overwrite=True)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    assert os.listdir(strange) == ["thesis.tex"]
+    assert run(text, out, overwrite=True, steps=5).steps == 5
+
+
+def test_numbers_that_break_are_skipped_then_given_up(tmp_path: Path, text: Path, monkeypatch: object) -> None:
+    from glassgpt.training import step
+
+    real, seen = step.accumulate_gradients, []
+
+    def breaking(model: torch.nn.Module, *rest: object) -> float:
+        seen.append({k: v.clone() for k, v in model.state_dict().items()})
+        loss = real(model, *rest)
+        return float("nan") if len(seen) in broken else loss
+
+    monkeypatch.setattr(step, "accumulate_gradients", breaking)
+    broken = {8}
+    assert run(text, tmp_path / "one").finished
+    assert all(torch.equal(v, seen[8][k]) for k, v in seen[7].items())  # the broken step changed nothing
+    assert not all(torch.equal(v, seen[9][k]) for k, v in seen[8].items())
+    seen.clear()
+    broken = set(range(8, 100))
+    with pytest.raises(TrainingFailedError, match="lower the learning rate"):
+        run(text, tmp_path / "all")
+    assert newest_checkpoint(tmp_path / "all")[1]["step"] == 15
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (dict(steps=0), "steps 0"),
+        (dict(batch_size=-1), "batch_size -1"),
+        (dict(micro_batch_size=3), "does not divide"),
+        (dict(optimizer="sgd"), "muon or adamw"),
+        (dict(learning_rate=0.0), "learning_rate 0.0"),
+        (dict(final_rate=2.0), "final_rate 2.0"),
+        (dict(dtype="int8"), "int8"),
+        (dict(device="tpu"), "tpu"),
+        (dict(model="huge"), "gpt2-xl"),
+        (dict(tokenizer="words"), "bpe"),
+        (dict(minutes=-1.0, steps=None), "minutes -1.0"),
+        (dict(speed=1), "unknown setting 'speed'"),
+    ],
+)
+def test_bad_settings_are_named_and_touch_nothing(tmp_path: Path, text: Path, options: dict, says: str) -> None:
+    given = {k: v for k, v in {**SETTINGS, **options}.items() if v is not None}
+    with pytest.raises(ValueError, match=says):
+        train([text], tmp_path / "run", **{**dict(model=CONFIG, tokenizer="byte"), **given})
+    assert not (tmp_path / "run" / RUN_FILE).exists()
+
+
+def test_a_text_shorter_than_a_block_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("only a few words")
+    with pytest.raises(ValueError, match="context length"):
+        train([path], tmp_path / "run", model=CONFIG, tokenizer="byte", **SETTINGS)
+
+
+def test_sizes_are_picked_and_said(tmp_path: Path, text: Path) -> None:
+    said: list[str] = []
+
+    class Listen(Progress):
+        def start(self, prepared: object, dtype: str, first_step: int) -> None:
+            said.extend(prepared.choices)
+
+    settings = {k: v for k, v in SETTINGS.items() if k != "dtype"} | {"steps": 2}
+    train([text], tmp_path / "run", progress=Listen(), **settings)
+    together = "\n".join(said)
+    assert "shape: nano" in together
+    assert "tokenizer: BPE" in together
+    assert "parameters" in together
