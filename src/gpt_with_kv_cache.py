@@ -36,9 +36,7 @@ __all__ = [
 def main() -> None:
     """200 tokens from an untrained model of 124M parameters, with the cache."""
     torch.manual_seed(123)
-    show_generation(
-        GPTModel(GPT_CONFIG_124M), generate_text_simple_cached, gpt2_tokenizer(), max_new_tokens=200
-    )
+    show_generation(GPTModel(GPT_CONFIG_124M), generate_text_simple_cached, gpt2_tokenizer(), max_new_tokens=200)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every test stands on: no network, bounded property tests, and small models and tokenizers to try things on."""
+"""What every test stands on: no network, bounded property tests, small models and tokenizers."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Feed damaged weights files to the readers: ``python tests/fuzz_weights.py --seconds 60 --seed 0``.
 
 Each case takes a valid or hostile file, changes it (bytes flipped, cut, inserted, moved, numbers replaced by
-extreme ones, and often with checksums made right again, so that what lies behind them is reached), loads it and
-touches everything loaded. Allowed are success, and ``ValueError`` or ``OSError`` with one line, in a few seconds
-and a bounded amount of memory; no file may come into existence. Anything else ends the run with exit code 1 and
-the command that repeats the case.
+extreme ones, and often with checksums made right again, so that what lies behind them is reached), loads it
+and touches everything loaded. Allowed are success, and ``ValueError`` or ``OSError`` with one line, in a few
+seconds and a bounded amount of memory; no file may come into existence. Anything else ends the run with exit
+code 1 and the command that repeats the case.
 """
 
 import argparse
@@ -291,17 +291,11 @@ def limit_memory() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=0, help="go on for at least so long (default 0)")
-    parser.add_argument(
-        "--cases", type=int, default=10_000, help="cases of each format, at least (default 10000)"
-    )
+    parser.add_argument("--cases", type=int, default=10_000, help="cases of each format, at least (default 10000)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--first", type=int, default=0, help="number of the first case, to repeat one (default 0)"
-    )
+    parser.add_argument("--first", type=int, default=0, help="number of the first case, to repeat one (default 0)")
     parser.add_argument("--format", choices=[*FORMATS, "all"], default="all")
     options = parser.parse_args(arguments)
     names = list(FORMATS) if options.format == "all" else [options.format]
@@ -317,18 +311,14 @@ def main(arguments: list[str] | None = None) -> int:
         for name in names:
             (Path(directory) / name).mkdir()
             formats[name] = FORMATS[name](Path(directory) / name)
-            run_case(
-                formats[name], random.Random(0), folder
-            )  # so that all is imported before memory is limited
+            run_case(formats[name], random.Random(0), folder)  # so that all is imported before memory is limited
         limit_memory()
         number = options.first
         while number < options.first + options.cases or time.monotonic() < start + options.seconds:
             for name in names:
                 began = time.monotonic()
                 try:
-                    outcome = run_case(
-                        formats[name], random.Random(f"{options.seed} {name} {number}"), folder
-                    )
+                    outcome = run_case(formats[name], random.Random(f"{options.seed} {name} {number}"), folder)
                 except CaseFailedError as error:
                     print(f"FAILED {name}: {error}")
                     print(f"again: --format {name} --seed {options.seed} --first {number} --cases 1")

@@ -94,9 +94,7 @@ def test_a_size_below_one_is_refused(sizes: tuple[int, int], tiny_tokenizer: Tok
 
 
 def test_end_of_text_is_one_token_in_the_dataset() -> None:
-    loader = book.create_dataloader_v1(
-        "a<|endoftext|>b c d", batch_size=1, max_length=3, stride=3, shuffle=False
-    )
+    loader = book.create_dataloader_v1("a<|endoftext|>b c d", batch_size=1, max_length=3, stride=3, shuffle=False)
     inputs, targets = next(iter(loader))
     assert inputs.tolist() == [[64, 50256, 65]]
     assert targets.tolist() == [[50256, 65, 269]]
@@ -126,9 +124,7 @@ def test_batches_in_order_with_the_last_incomplete_one(sample_text: str) -> None
 
 
 def test_a_text_too_short_for_a_window() -> None:
-    with pytest.raises(
-        ValueError, match=r"has 2 tokens, but a window of 8 needs 9: use a smaller max_length"
-    ):
+    with pytest.raises(ValueError, match=r"has 2 tokens, but a window of 8 needs 9: use a smaller max_length"):
         book.create_dataloader_v1("Hello there", max_length=8)
     assert len(book.create_dataloader_v1("Hello there", max_length=8, shuffle=False, drop_last=False)) == 0
 
@@ -137,9 +133,7 @@ def test_text_to_ids_and_back() -> None:
     tokenizer = book.gpt2_tokenizer()
     ids = book.text_to_token_ids("Hello, I am", tokenizer)
     assert ids.tolist() == [[15496, 11, 314, 716]]
-    assert (
-        book.token_ids_to_text(ids, tokenizer) == book.token_ids_to_text(ids[0], tokenizer) == "Hello, I am"
-    )
+    assert book.token_ids_to_text(ids, tokenizer) == book.token_ids_to_text(ids[0], tokenizer) == "Hello, I am"
     assert book.text_to_token_ids("", tokenizer).shape == (1, 0)
     assert book.text_to_token_ids("", tokenizer).dtype == torch.int64
     with pytest.raises(ValueError, match=r"^2 rows of ids are 2 texts"):
@@ -176,9 +170,7 @@ def test_without_text_and_network_it_says_so_and_takes_the_manual(
     said: list[str] = []
     assert book.training_text([tmp_path], said.append) == ("chapter " * 5000)[:20_479]
     assert len(said) == 1 and "\n" not in said[0]
-    assert said[0].startswith(
-        "No the-verdict.txt here, and none from https://raw.githubusercontent.com/rasbt/"
-    )
+    assert said[0].startswith("No the-verdict.txt here, and none from https://raw.githubusercontent.com/rasbt/")
     assert not list(tmp_path.iterdir())
 
 
@@ -217,9 +209,7 @@ def test_a_seed_gives_the_cores_model_with_explicit_attention(kind: type[GPTMode
 @pytest.mark.parametrize("kind", [GPTModel, CachedGPTModel])
 def test_the_books_checkpoints_load_strictly(kind: type[GPTModel]) -> None:
     source = glassgpt.GPTModel(CONFIG)
-    masks = {
-        f"trf_blocks.{i}.att.mask": torch.ones(16, 16).triu(diagonal=1) for i in range(CONFIG["n_layers"])
-    }
+    masks = {f"trf_blocks.{i}.att.mask": torch.ones(16, 16).triu(diagonal=1) for i in range(CONFIG["n_layers"])}
     model = kind(CONFIG)
     model.load_state_dict(source.state_dict() | masks)
     assert torch.allclose(model.eval()(prompt(5)), source.eval()(prompt(5)), atol=1e-6)
@@ -314,9 +304,7 @@ def test_a_call_that_fails_half_way_is_as_if_it_had_not_been(make: Make, window:
 def test_the_position_table_ends_with_a_clear_error(make: Make) -> None:
     model = make()
     model(prompt(16), use_cache=True)
-    message = (
-        r"^16 cached and 1 new tokens pass the cache's capacity of 16: shorten the prompt or ask for fewer"
-    )
+    message = r"^16 cached and 1 new tokens pass the cache's capacity of 16: shorten the prompt or ask for fewer"
     with pytest.raises(ValueError, match=message):
         model(prompt(1), use_cache=True)
     model.reset_kv_cache()
@@ -326,9 +314,7 @@ def test_the_position_table_ends_with_a_clear_error(make: Make) -> None:
 def test_another_batch_or_dtype_needs_a_reset(make: Make) -> None:
     model = make()
     model(prompt(3, batch_size=2), use_cache=True)
-    with pytest.raises(
-        ValueError, match=r"batch size 2, .* this call has batch size 1, .*reset_kv_cache\(\)"
-    ):
+    with pytest.raises(ValueError, match=r"batch size 2, .* this call has batch size 1, .*reset_kv_cache\(\)"):
         model(prompt(1), use_cache=True)
     with pytest.raises(ValueError, match=r"torch.float32 on cpu, .* torch.float64 on cpu: call reset"):
         model.double()(prompt(1, batch_size=2), use_cache=True)
@@ -408,9 +394,7 @@ def test_generation_ends_as_it_began(make: Make) -> None:
 
 
 @pytest.mark.parametrize("write", [book.generate_text_simple_cached, book.generate_within_context])
-def test_arguments_of_cached_generation_that_cannot_be_meant(
-    make: Make, write: Callable[..., Tensor]
-) -> None:
+def test_arguments_of_cached_generation_that_cannot_be_meant(make: Make, write: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match="the prompt is empty"):
         write(make(), prompt(0), 3)
     with pytest.raises(ValueError, match="context_size 0 is below 1"):
@@ -420,9 +404,7 @@ def test_arguments_of_cached_generation_that_cannot_be_meant(
 def test_what_the_books_scripts_show(make: Make, tiny_tokenizer: Tokenizer) -> None:
     model = make(vocab_size=257, context_length=32).train()
     said: list[str] = []
-    book.show_generation(
-        model, book.generate_within_context, tiny_tokenizer, max_new_tokens=3, report=said.append
-    )
+    book.show_generation(model, book.generate_within_context, tiny_tokenizer, max_new_tokens=3, report=said.append)
     ids = book.text_to_token_ids("Hello, I am", tiny_tokenizer)
     out = book.generate_text_simple(model.eval(), ids, 3, 32)
     shown = "\n".join(said)
@@ -562,9 +544,7 @@ def test_the_loss_of_a_loader(make: Make) -> None:
     batches = [book.calc_loss_batch(x, y, model, "cpu").item() for x, y in loader(48)]
     assert len(batches) == 3
     assert book.calc_loss_loader(loader(48), model, "cpu") == pytest.approx(sum(batches) / 3)
-    assert book.calc_loss_loader(loader(48), model, "cpu", num_batches=2) == pytest.approx(
-        sum(batches[:2]) / 2
-    )
+    assert book.calc_loss_loader(loader(48), model, "cpu", num_batches=2) == pytest.approx(sum(batches[:2]) / 2)
     assert book.calc_loss_loader(loader(48), model, "cpu", num_batches=99) == pytest.approx(sum(batches) / 3)
     assert math.isnan(book.calc_loss_loader(loader(0), model, "cpu"))
     assert math.isnan(book.calc_loss_loader(loader(48), model, "cpu", num_batches=0))
@@ -599,6 +579,19 @@ def test_training_learns_evaluates_and_reports(
     assert lines[0] == f"Ep 1 (Step 000000): Train loss {losses[0]:.3f}, Val loss {val_losses[0]:.3f}"
     assert lines[1].startswith("Every effort")
     assert lines[2].startswith("Ep 2 (Step 000004): ")
+
+
+def test_a_step_is_one_gradient_of_one_batch(make: Make, tiny_tokenizer: Tokenizer) -> None:
+    trained, model = make(vocab_size=257, drop_rate=0.0), make(vocab_size=257, drop_rate=0.0)
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+    book.train_model_simple(trained, loader(48), loader(8), optimizer, "cpu", 2, 99, 1, "x", tiny_tokenizer)
+    for inputs, targets in [*loader(48), *loader(48)]:
+        gradients = torch.autograd.grad(book.calc_loss_batch(inputs, targets, model, "cpu"), list(model.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter -= 0.1 * gradient
+    for got, expected in zip(trained.parameters(), model.parameters(), strict=True):
+        assert torch.allclose(got, expected, atol=1e-5)
 
 
 def test_the_sample_is_greedy_and_one_line(make: Make, tiny_tokenizer: Tokenizer) -> None:

@@ -12,7 +12,13 @@ from glassgpt import GPTModel, Tokenizer, checkpoint, load_model, save_model
 from glassgpt.model import generate_text_simple
 
 Make = Callable[..., GPTModel]
-FILES = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+FILES = [
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -42,7 +48,7 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-# ---- out and in ----------------------------------------------------------------------------------------------------
+# ---- out and in ----------------------------------------
 
 
 @given(
@@ -110,12 +116,15 @@ def test_a_compiled_model_is_saved_as_if_it_were_not(
     assert contents(tmp_path / "plain") == contents(tmp_path / "wrapped")
 
 
-# ---- transformers --------------------------------------------------------------------------------------------------
+# ---- transformers ----------------------------------------
 
 
 @given(shape=shapes())
 def test_transformers_opens_it_with_the_same_scores(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Make, tiny_tokenizer: Tokenizer, shape: dict[str, Any]
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Make,
+    tiny_tokenizer: Tokenizer,
+    shape: dict[str, Any],
 ) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -144,7 +153,10 @@ def test_transformers_generates_what_we_do(tmp_path: Path, tiny_model: Make, tin
     with torch.no_grad():
         model.out_head.weight[256] = -1  # no early end
     save_model(model, tiny_tokenizer, tmp_path)
-    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    theirs, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tmp_path),
+        AutoTokenizer.from_pretrained(tmp_path),
+    )
     assert theirs.generation_config.eos_token_id == tiny_tokenizer.eot_id == tokenizer.eos_token_id
     ids = tokenizer("Every effort", return_tensors="pt")
     assert ids.input_ids.tolist() == [tiny_tokenizer.encode("Every effort")]
@@ -166,7 +178,7 @@ def test_a_sliding_window_is_refused_by_transformers(
     assert same(load_model(tmp_path)[0], model)
 
 
-# ---- errors --------------------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------
 
 
 def test_a_path_without_a_model(tmp_path: Path, tiny_model: Make, tiny_tokenizer: Tokenizer) -> None:
@@ -189,8 +201,8 @@ def test_a_model_without_a_tokenizer_takes_one(tmp_path: Path, tiny_model: Make,
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match="comes without a tokenizer: give the directory of one"):
         load_model(tmp_path)
-    for given in (tiny_tokenizer, tmp_path / "tokenizer", str(tmp_path / "tokenizer")):
-        loaded, tokenizer = load_model(tmp_path, tokenizer=given)
+    for source in (tiny_tokenizer, tmp_path / "tokenizer", str(tmp_path / "tokenizer")):
+        loaded, tokenizer = load_model(tmp_path, tokenizer=source)
         assert same(loaded, model)
         assert tokenizer.fingerprint == tiny_tokenizer.fingerprint
 
@@ -209,7 +221,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model(
     assert load_model(tmp_path)[1].n_vocab == 257
 
 
-# ---- a save that fails -----------------------------------------------------------------------------------------------
+# ---- a save that fails ----------------------------------------
 
 
 def test_a_full_disk_leaves_the_old_model_as_it_was(
@@ -233,9 +245,13 @@ def test_a_full_disk_leaves_the_old_model_as_it_was(
 
 @pytest.mark.parametrize("fails_at", range(1, 6))
 def test_a_save_that_stops_anywhere_leaves_a_model_that_loads(
-    tmp_path: Path, tiny_model: Make, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, fails_at: int
+    tmp_path: Path,
+    tiny_model: Make,
+    tiny_tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    fails_at: int,
 ) -> None:
-    """A run saves one shape again and again: whatever moment it is cut off at, the old weights or the new load."""
+    """A run saves one shape again and again: cut off at whatever moment, the old weights still load."""
     old, new = tiny_model(seed=1, vocab_size=257), tiny_model(seed=2, vocab_size=257)
     save_model(old, tiny_tokenizer, tmp_path)
     real, calls = Path.replace, 0

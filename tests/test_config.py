@@ -115,7 +115,12 @@ def test_an_absurd_width_is_refused_without_counting_to_it() -> None:
 
 @pytest.mark.parametrize(
     ("key", "nearest"),
-    [("emb_dims", "emb_dim"), ("n_head", "n_heads"), ("vocabsize", "vocab_size"), ("dropout_rate", "drop_rate")]
+    [
+        ("emb_dims", "emb_dim"),
+        ("n_head", "n_heads"),
+        ("vocabsize", "vocab_size"),
+        ("dropout_rate", "drop_rate"),
+    ]
     + [("context_lenght", "context_length"), ("qkv-bias", "qkv_bias"), ("window", "sliding_window")],
 )
 def test_an_unknown_key_suggests_the_nearest(key: str, nearest: str) -> None:
@@ -166,7 +171,12 @@ def test_the_parameter_count_is_the_models(config: GPTConfig) -> None:
 
 @pytest.mark.parametrize(
     ("name", "n_parameters"),
-    [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)],
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+    ],
 )
 def test_the_gpt2_presets_have_gpt2s_sizes(name: str, n_parameters: int) -> None:
     config = preset(name)

@@ -26,9 +26,7 @@ def test_a_new_file_and_its_folders_appear_when_the_body_ends(tmp_path: Path) ->
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("written", [True, False])
-def test_a_body_that_fails_leaves_the_old_file(
-    tmp_path: Path, error: type[BaseException], written: bool
-) -> None:
+def test_a_body_that_fails_leaves_the_old_file(tmp_path: Path, error: type[BaseException], written: bool) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with pytest.raises(error), replacing(path) as temporary:

@@ -67,7 +67,9 @@ def test_scores_and_greedy_tokens_are_the_uncached(
         assert found.tolist() == wanted.tolist()
         cache.reset()
         sizes = [n_prompt] + [1] * (CONTEXT - n_prompt)
-        torch.testing.assert_close(in_chunks(model, cache, wanted, sizes)[0], *whole(model, wanted.tolist()), **TOLERANCE)
+        torch.testing.assert_close(
+            in_chunks(model, cache, wanted, sizes)[0], *whole(model, wanted.tolist()), **TOLERANCE
+        )
         cache.reset()
 
 
@@ -87,9 +89,7 @@ def test_every_split_of_a_prompt(tiny_model: Make, attention: str, window: int |
 
 @BOTH
 @WINDOWS
-def test_a_batch_of_unequal_lengths_is_each_row_alone(
-    tiny_model: Make, attention: str, window: int | None
-) -> None:
+def test_a_batch_of_unequal_lengths_is_each_row_alone(tiny_model: Make, attention: str, window: int | None) -> None:
     model = tiny_model(attention=attention, sliding_window=window)
     prompts = [ids_of(n) for n in (1, 11, 4)]
     cache = model.new_cache(3)
@@ -241,7 +241,7 @@ def test_what_a_broken_pass_left_behind_does_not_survive_a_reset(tiny_model: Mak
         torch.testing.assert_close(found[row, 0], wanted[-1], **TOLERANCE)
 
 
-# ---- dtype, memory, modes --------------------------------------------------------------------------------------------
+# ---- dtype, memory, modes ----------------------------------------
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -249,9 +249,7 @@ def test_what_a_broken_pass_left_behind_does_not_survive_a_reset(tiny_model: Mak
     ("dtype", "tolerance"),
     [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.float16, 0.05), (torch.bfloat16, 0.4)],
 )
-def test_the_dtype_is_kept(
-    tiny_model: Make, window: int | None, dtype: torch.dtype, tolerance: float
-) -> None:
+def test_the_dtype_is_kept(tiny_model: Make, window: int | None, dtype: torch.dtype, tolerance: float) -> None:
     model = tiny_model(dtype=dtype, sliding_window=window)
     cache = model.new_cache(2)
     ids = ids_of(2, 10)
@@ -309,7 +307,7 @@ def test_a_pass_in_one_mode_may_follow_one_in_another(tiny_model: Make) -> None:
     assert not cache.keys.is_inference()
 
 
-# ---- errors ----------------------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------
 
 
 @pytest.mark.parametrize("capacity", [0, -1, 17])

@@ -86,7 +86,7 @@ def reference(model: GPTModel, ids: list[int]) -> Tensor:
 
 
 def scores_of(model: GPTModel, embedded: Tensor) -> Tensor:
-    """The scores for a batch of embedded tokens, so that a gradient can be taken with respect to each token."""
+    """The scores for a batch of embedded tokens, so that each token can be asked for its gradient."""
     for block in model.trf_blocks:
         embedded = block(embedded)
     out: Tensor = model.out_head(model.final_norm(embedded))
@@ -108,7 +108,7 @@ def test_the_model_is_gpt2s_formulas(
     torch.testing.assert_close(found.double(), reference(model, ids), atol=2e-5, rtol=1e-5)
 
 
-# ---- parts -----------------------------------------------------------------------------------------------------------
+# ---- parts ----------------------------------------
 
 
 def test_layer_norm_uses_the_biased_variance_and_eps_1e_5() -> None:
@@ -153,13 +153,20 @@ def test_a_model_of_no_config(value: Any) -> None:
         GPTModel(value)
 
 
-# ---- initialisation --------------------------------------------------------------------------------------------------
+# ---- initialisation ----------------------------------------
 
 
 @pytest.mark.parametrize("qkv_bias", [False, True])
 def test_names_and_their_order_are_the_books(qkv_bias: bool) -> None:
     blocks = [name for i in range(2) for name in book_block(i, qkv_bias)]
-    wanted = ["tok_emb.weight", "pos_emb.weight", *blocks, "final_norm.scale", "final_norm.shift", "out_head.weight"]
+    wanted = [
+        "tok_emb.weight",
+        "pos_emb.weight",
+        *blocks,
+        "final_norm.scale",
+        "final_norm.shift",
+        "out_head.weight",
+    ]
     model = GPTModel({**BOOK_DICT, "qkv_bias": qkv_bias})
     assert [name for name, _ in model.named_parameters()] == wanted
     assert list(model.state_dict()) == wanted  # no buffers: masks are made from the shapes
@@ -194,7 +201,13 @@ def test_initialisation_draws_what_pytorch_draws_for_the_books_modules_in_the_bo
 
 def test_a_seed_gives_the_same_weights_whatever_the_attention() -> None:
     states = []
-    for changes in ({}, {"attention": "explicit"}, {"sliding_window": 3}, {"drop_rate": 0.5}, {"tie_embeddings": True}):
+    for changes in (
+        {},
+        {"attention": "explicit"},
+        {"sliding_window": 3},
+        {"drop_rate": 0.5},
+        {"tie_embeddings": True},
+    ):
         torch.manual_seed(123)
         states.append(GPTModel({**BOOK_DICT, **changes}).state_dict())
     for state in states[1:-1]:
@@ -224,7 +237,7 @@ def test_the_books_checkpoint_loads_with_its_masks(tiny_model: Make) -> None:
         other.load_state_dict({**state, "trf_blocks.7.att.mask": torch.ones(16, 16)})
 
 
-# ---- two attentions, one result --------------------------------------------------------------------------------------
+# ---- two attentions, one result ----------------------------------------
 
 
 @given(
@@ -272,7 +285,7 @@ def test_a_mask_of_ones_own_is_respected_by_both(tiny_model: Make) -> None:
     assert not torch.allclose(explicit(x, mask)[:, 4], explicit(x)[:, 4])
 
 
-# ---- causality -------------------------------------------------------------------------------------------------------
+# ---- causality ----------------------------------------
 
 
 @BOTH
@@ -296,9 +309,7 @@ def test_no_gradient_reaches_the_future_nor_past_the_window(
 
 @BOTH
 @WINDOWS
-def test_a_changed_token_leaves_earlier_scores_bit_equal(
-    tiny_model: Make, attention: str, window: int | None
-) -> None:
+def test_a_changed_token_leaves_earlier_scores_bit_equal(tiny_model: Make, attention: str, window: int | None) -> None:
     model = tiny_model(attention=attention, sliding_window=window)
     ids = torch.randint(97, (2, 16))
     with torch.no_grad():
@@ -328,7 +339,7 @@ def test_random_tokens_cannot_be_learned(tiny_model: Make, attention: str) -> No
     assert sum(losses[-20:]) / 20 < math.log(7) + 0.2  # and it did learn that there is nothing to learn
 
 
-# ---- the whole model -------------------------------------------------------------------------------------------------
+# ---- the whole model ----------------------------------------
 
 
 @BOTH

@@ -16,9 +16,27 @@ from glassgpt.tokenizer import END_OF_TEXT, StreamDecoder
 
 Kinds = dict[str, Tokenizer]
 ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
-# what GPT-2's cutting turns on: contractions, runs of spaces, letters against digits against signs, odd spaces
+# what GPT-2's cutting turns on: contractions, runs of spaces, letters against digits against signs
 PIECES = st.sampled_from(
-    ["'s", "'LL", "'", " ", "  ", "\n", "\t", "\r\n", "\u00a0", "\u3000", "a", "é", "e\u0301", "中", "٣", "7", "½"]
+    [
+        "'s",
+        "'LL",
+        "'",
+        " ",
+        "  ",
+        "\n",
+        "\t",
+        "\r\n",
+        "\u00a0",
+        "\u3000",
+        "a",
+        "é",
+        "e\u0301",
+        "中",
+        "٣",
+        "7",
+        "½",
+    ]
     + ["²", "_", "!", "…", "😀", "👩‍👩‍👧", "\x00", "\x7f", "\ufeff", "\u2028", "\ufffd", END_OF_TEXT]
 )
 MIXED = st.lists(PIECES | st.characters(codec="utf-8"), max_size=30).map("".join)
@@ -35,7 +53,7 @@ def reference() -> Tokenizer:
     return slow
 
 
-# ---- round trips -----------------------------------------------------------------------------------------------------
+# ---- round trips ----------------------------------------
 
 
 @BYTE_LEVEL
@@ -85,7 +103,7 @@ def test_the_shared_texts_come_back(tokenizers_by_kind: Kinds, shared_data: Path
     assert len(tokenizers_by_kind["gpt2"].encode(verdict)) == 5145  # the book, chapter 2
 
 
-# ---- GPT-2 -----------------------------------------------------------------------------------------------------------
+# ---- GPT-2 ----------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -146,7 +164,7 @@ def test_another_file_under_the_name_of_gpt2s_is_refused(monkeypatch: pytest.Mon
         Tokenizer.gpt2()
 
 
-# ---- special tokens --------------------------------------------------------------------------------------------------
+# ---- special tokens ----------------------------------------
 
 
 @BYTE_LEVEL
@@ -182,7 +200,7 @@ def test_training_text_that_is_full_of_the_literal_makes_no_second_end_of_text()
     assert tokenizer.decode(tokenizer.encode(END_OF_TEXT)) == END_OF_TEXT
 
 
-# ---- errors ----------------------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------
 
 
 def test_unknown_characters_are_named() -> None:
@@ -205,7 +223,10 @@ def test_an_id_out_of_range(tokenizers_by_kind: Kinds, kind: str, i: int) -> Non
 
 @ALL
 def test_half_a_surrogate_pair_is_no_text(tokenizers_by_kind: Kinds, kind: str) -> None:
-    for encode in (tokenizers_by_kind[kind].encode, lambda text: tokenizers_by_kind[kind].encode_batch([text])):
+    for encode in (
+        tokenizers_by_kind[kind].encode,
+        lambda text: tokenizers_by_kind[kind].encode_batch([text]),
+    ):
         with pytest.raises(ValueError, match="surrogates not allowed"):
             encode("a\udcff")  # what Python makes of the byte 0xff in an argument of the command line
     with pytest.raises(ValueError, match="surrogates not allowed"):
@@ -219,7 +240,7 @@ def test_no_characters_and_too_small_a_vocabulary() -> None:
         Tokenizer.train_bpe(["abc"], 256)
 
 
-# ---- training --------------------------------------------------------------------------------------------------------
+# ---- training ----------------------------------------
 
 
 def test_a_trained_vocabulary(sample_text: str) -> None:
@@ -227,13 +248,15 @@ def test_a_trained_vocabulary(sample_text: str) -> None:
     assert tokenizer.n_vocab == 290
     assert tokenizer.eot_id == 0
     assert len(tokenizer.encode(sample_text)) < 0.7 * len(sample_text.encode())
-    assert Tokenizer.train_bpe([sample_text, sample_text], 290).fingerprint == tokenizer.fingerprint  # the same every time
+    assert (
+        Tokenizer.train_bpe([sample_text, sample_text], 290).fingerprint == tokenizer.fingerprint
+    )  # the same every time
     assert Tokenizer.train_bpe(["ab"], 5000).n_vocab == 258  # no more pairs to merge
     assert Tokenizer.train_bpe([], 300).n_vocab == 257
     assert Tokenizer.train_bpe(iter([sample_text]), 257).decode(tokenizer.encode("")) == ""
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files ----------------------------------------
 
 
 @ALL
@@ -247,7 +270,9 @@ def test_saved_and_loaded_and_opened_by_transformers(
     directory = tmp_path / "new" / "folder"
     assert sorted(path.name for path in directory.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
     loaded, theirs = Tokenizer.load(directory), AutoTokenizer.from_pretrained(directory)
-    assert (loaded.n_vocab, loaded.eot_id) == (tokenizer.n_vocab, tokenizer.eot_id) == (len(theirs), theirs.eos_token_id)
+    assert (
+        (loaded.n_vocab, loaded.eot_id) == (tokenizer.n_vocab, tokenizer.eot_id) == (len(theirs), theirs.eos_token_id)
+    )
     assert theirs.bos_token_id == tokenizer.eot_id
     assert loaded.fingerprint == tokenizer.fingerprint
     samples = [sample_text, "", " ", "\n\n To be  1234…", "be\nthat   is"]
@@ -263,7 +288,11 @@ def test_saved_and_loaded_and_opened_by_transformers(
         assert theirs(sample + END_OF_TEXT).input_ids == marked
 
 
-@given(texts=st.lists(ANY_TEXT | MIXED, min_size=1, max_size=3), other=ANY_TEXT | MIXED, size=st.integers(257, 300))
+@given(
+    texts=st.lists(ANY_TEXT | MIXED, min_size=1, max_size=3),
+    other=ANY_TEXT | MIXED,
+    size=st.integers(257, 300),
+)
 def test_any_vocabulary_survives_its_file(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], other: str, size: int
 ) -> None:
@@ -280,7 +309,11 @@ def test_any_vocabulary_survives_its_file(
 
 
 def test_fingerprints_differ_where_ids_do(tokenizers_by_kind: Kinds) -> None:
-    made = [*tokenizers_by_kind.values(), Tokenizer.train_bpe(["xyz" * 9], 300), Tokenizer.characters(["xyz"])]
+    made = [
+        *tokenizers_by_kind.values(),
+        Tokenizer.train_bpe(["xyz" * 9], 300),
+        Tokenizer.characters(["xyz"]),
+    ]
     assert len({tokenizer.fingerprint for tokenizer in made}) == len(made)
 
 
@@ -412,7 +445,7 @@ def test_a_save_that_fails_leaves_the_old_file(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-# ---- streaming -------------------------------------------------------------------------------------------------------
+# ---- streaming ----------------------------------------
 
 
 def streamed(tokenizer: Tokenizer, ids: list[int]) -> list[str]:

@@ -283,12 +283,11 @@ def _sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "stop": arguments.stop,
         "seed": arguments.seed,
         "overflow": arguments.overflow,
+        "ignore_eot": arguments.ignore_eot,
     }
 
 
-def _write_stream(
-    shown: str, model: GPTModel, tokenizer: Tokenizer, prompt: str, options: dict[str, Any]
-) -> str:
+def _write_stream(shown: str, model: GPTModel, tokenizer: Tokenizer, prompt: str, options: dict[str, Any]) -> str:
     """Print what follows `prompt` after the text `shown`, piece by piece; returns it."""
     from glassgpt.generation.generate import stream
 
@@ -340,7 +339,7 @@ def _say(text: str, code: int) -> int:
     return code
 
 
-def _show_warning(message: Warning | str, *_: Any) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"glassgpt: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
@@ -362,7 +361,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="glassgpt", description="A GPT you can see through: train, generate, look inside.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    demo = _command(commands, "demo", _demo, "train a small GPT on Python's own manual for a minute, and watch it write")
+    demo = _command(
+        commands, "demo", _demo, "train a small GPT on Python's own manual for a minute, and watch it write"
+    )
     demo.add_argument("--out", default="runs/demo", help="directory of the run (default: %(default)s)")
     demo.add_argument("--seconds", type=float, default=60.0, help="time to train, in seconds (default: %(default)g)")
     _machine_options(demo, device=False)
@@ -409,7 +410,9 @@ def _parser() -> argparse.ArgumentParser:
     _json_option(explain)
 
     download = _command(commands, "download", _download, "fetch GPT-2's weights, checked before they count")
-    download.add_argument("name", metavar="NAME", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, 124M ..., owner/name, URL")
+    download.add_argument(
+        "name", metavar="NAME", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, 124M ..., owner/name, URL"
+    )
     download.add_argument("--openai", action="store_true", help="OpenAI's original files instead of Hugging Face's")
     download.add_argument("--weights-dir", type=_path, metavar="DIR", help="where they go (default: the usual cache)")
     download.add_argument("--print-urls", action="store_true", help="only show what to fetch by hand, and its sha256")
@@ -456,14 +459,41 @@ def _model_argument(parser: argparse.ArgumentParser) -> None:
 
 def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--max-new-tokens", type=_positive, default=100, metavar="TOKENS", help="length (default: %(default)s)")
-    add("--temperature", type=float, metavar="T", help="0 is greedy, below 1 is bolder, above 1 wilder (default: 1)")
+    add(
+        "--max-new-tokens",
+        type=_positive,
+        default=100,
+        metavar="TOKENS",
+        help="length (default: %(default)s)",
+    )
+    add(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="0 is greedy, below 1 is bolder, above 1 wilder (default: 1)",
+    )
     add("--top-k", type=int, metavar="K", help="keep the K best tokens (default: all)")
-    add("--top-p", type=float, metavar="P", help="keep the best tokens that reach probability P (default: all)")
-    add("--min-p", type=float, metavar="P", help="keep tokens at least P times as likely as the best (default: all)")
-    add("--repetition-penalty", type=float, metavar="X", help="above 1 shuns tokens already there (default: 1)")
+    add(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="keep the best tokens that reach probability P (default: all)",
+    )
+    add(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="keep tokens at least P times as likely as the best (default: all)",
+    )
+    add(
+        "--repetition-penalty",
+        type=float,
+        metavar="X",
+        help="above 1 shuns tokens already there (default: 1)",
+    )
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
     add("--seed", type=int, help="the same seed gives the same text (default: a new one)")
+    add("--ignore-eot", action="store_true", help="never end the text before its length")
     add(
         "--overflow",
         choices=("slide", "error"),

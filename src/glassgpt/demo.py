@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -16,16 +16,13 @@ from glassgpt.data.corpus import default_corpus
 from glassgpt.data.tokens import TokenFile
 from glassgpt.generation.decoder import CachedDecoder, Decoder, NaiveDecoder
 from glassgpt.generation.generate import complete, generate
-from glassgpt.generation.sampling import Sampling
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.progress import Progress
 from glassgpt.training.step import evaluate_loss, initial_model
 from glassgpt.training.train import TrainResult, train
 
-CONFIG = GPTConfig(
-    vocab_size=1024, context_length=64, emb_dim=128, n_heads=4, n_layers=4, drop_rate=0.0, tie_embeddings=True
-)
+CONFIG = GPTConfig(vocab_size=1024, context_length=64, emb_dim=128, n_heads=4, n_layers=4, drop_rate=0.0)
 """Small enough for some hundred steps in a minute on two cores; the tokenizer decides the vocabulary's size."""
 
 PROMPT = "The function returns"
@@ -62,7 +59,17 @@ def demo(out: str | Path, seconds: float, progress: Progress, stream: IO[str]) -
     say()
     before = initial_model(model.config, 0)
     for name, writer in (("before", before), ("after", model)):
-        text = generate(writer, tokenizer, PROMPT, max_new_tokens=90, temperature=0.7, top_p=0.9, seed=3, overflow="slide")
+        text = generate(
+            writer,
+            tokenizer,
+            PROMPT,
+            max_new_tokens=120,
+            temperature=0.7,
+            top_p=0.9,
+            seed=3,
+            overflow="slide",
+            ignore_eot=True,
+        )
         say(f"--- {name}: {share_of_known_words(text):.0%} of its words occur in the manual")
         say(PROMPT + text)
         say()
@@ -87,9 +94,8 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[A-Za-z]+", text)
 
 
-def _speed_ladder(model: GPTModel, tokenizer: Tokenizer, say: object) -> None:
+def _speed_ladder(model: GPTModel, tokenizer: Tokenizer, say: Callable[[str], None]) -> None:
     """The same greedy tokens, computed naively and with the cache, on a model with room for a long text."""
-    assert callable(say)
     long = _stretched(model)
     prompt: Sequence[str] = [PROMPT]
     tokens = _LADDER_CONFIG.context_length - 32
@@ -99,11 +105,10 @@ def _speed_ladder(model: GPTModel, tokenizer: Tokenizer, say: object) -> None:
     ]
     say(f"The speed ladder, {tokens} tokens after the same prompt:")
     texts, rates = [], []
-    greedy = Sampling(temperature=0)
     for name, decoder in rungs:
         start = time.perf_counter()
         made = complete(
-            long, tokenizer, prompt, max_new_tokens=tokens, temperature=greedy.temperature, decoder=decoder
+            long, tokenizer, prompt, max_new_tokens=tokens, temperature=0, ignore_eot=True, decoder=decoder
         )[0]
         rates.append(len(made.ids) / (time.perf_counter() - start))
         texts.append(made.ids)

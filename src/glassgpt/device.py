@@ -11,7 +11,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """"auto" takes CUDA where there is one, then Apple's MPS, else the CPU. `ValueError` for one that is not here."""
+    """ "auto" takes CUDA where there is one, then Apple's MPS, else the CPU. `ValueError` for one that is not here."""
     available = ["cpu"]
     if torch.backends.mps.is_available():
         available.insert(0, "mps")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from glassgpt.model import GPTModel, MultiHeadAttention
+from glassgpt.modes import evaluating
 from glassgpt.tokenizer import Tokenizer
 
 
@@ -28,15 +29,14 @@ def attention_maps(model: GPTModel, ids: Sequence[int]) -> Tensor:
     def record(attention: MultiHeadAttention, inputs: tuple[Any, ...], _: Tensor) -> None:
         maps.append(attention.weights(inputs[0])[0])
 
-    was_training = model.training
-    model.eval()
-    hooks = [block.att.register_forward_hook(record) for block in model.trf_blocks]
+    attentions = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
+    hooks = [attention.register_forward_hook(record) for attention in attentions]
     try:
-        model.hidden(torch.tensor([list(ids)], device=model.tok_emb.weight.device))
+        with evaluating(model):
+            model.hidden(torch.tensor([list(ids)], device=model.tok_emb.weight.device))
     finally:
         for hook in hooks:
             hook.remove()
-        model.train(was_training)
     return torch.stack(maps)
 
 
@@ -60,10 +60,8 @@ def trace(model: GPTModel, tokenizer: Tokenizer, text: str, k: int = 5) -> list[
     ids = tokenizer.encode(text)
     if not ids:
         raise ValueError("no tokens to look at: the text is empty")
-    was_training = model.training
-    model.eval()
-    scores = model(torch.tensor([ids], device=model.tok_emb.weight.device))[0, :, : tokenizer.n_vocab]
-    model.train(was_training)
+    with evaluating(model):
+        scores = model(torch.tensor([ids], device=model.tok_emb.weight.device))[0, :, : tokenizer.n_vocab]
     probabilities = scores.float().softmax(dim=-1).cpu()
     best, best_ids = probabilities.topk(min(k, tokenizer.n_vocab))
     return [

@@ -39,9 +39,7 @@ def parse_json(text: bytes) -> dict[str, Any]:
         value = json.loads(text.decode())
     except RecursionError:
         raise ValueError(too_deep) from None
-    except (
-        ValueError
-    ) as error:  # a syntax error, bytes that are not UTF-8, or an integer of thousands of digits
+    except ValueError as error:  # a syntax error, bytes that are not UTF-8, or an integer of thousands of digits
         raise ValueError(f"not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object {{...}}, found {type(value).__name__}")

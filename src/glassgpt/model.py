@@ -97,7 +97,7 @@ class MultiHeadAttention(nn.Module):
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.out_proj = nn.Linear(d_out, d_out)
         self.dropout = nn.Dropout(dropout)
-        self.register_load_state_dict_pre_hook(_forget_the_books_mask)
+        self.register_load_state_dict_pre_hook(_forget_the_books_mask)  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -121,7 +121,8 @@ class MultiHeadAttention(nn.Module):
     def context(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Weighted sums of the values, (B, H, T, head_dim), by either of two ways that give the same."""
         if self.kind == "explicit":
-            return self.dropout(self._weights(queries, keys, mask)) @ values
+            dropped: Tensor = self.dropout(self._weights(queries, keys, mask))
+            return dropped @ values
         n_tokens = queries.shape[2]
         if mask is None and self.window is not None:
             mask = causal_mask(n_tokens, self.window, queries.device)
@@ -185,9 +186,7 @@ class TransformerBlock(nn.Module):
         self.norm2 = LayerNorm(cfg.emb_dim)
         self.drop_shortcut = nn.Dropout(cfg.drop_rate)
 
-    def forward(
-        self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
-    ) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """(B, T, d) to (B, T, d); arguments as in `MultiHeadAttention.forward`."""
         x = x + self.drop_shortcut(self.att(self.norm1(x), mask, cache, layer))
         out: Tensor = x + self.drop_shortcut(self.ff(self.norm2(x)))

@@ -112,7 +112,9 @@ class Tokenizer:
         if parts["type"] != "BPE":
             return None
         vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
-        return vocabulary, [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in parts["merges"]]
+        return vocabulary, [
+            tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in parts["merges"]
+        ]
 
     # ---- files -------------------------------------------------------------------------------------------------
 
@@ -128,7 +130,9 @@ class Tokenizer:
                 return cls(_from_pair(directory / vocabulary, directory / merges))
         path = directory / "tokenizer.json"
         if not path.exists():
-            raise FileNotFoundError(f"no tokenizer in {directory}: expected tokenizer.json, or vocab.json and merges.txt")
+            raise FileNotFoundError(
+                f"no tokenizer in {directory}: expected tokenizer.json, or vocab.json and merges.txt"
+            )
         read_json(path, max_bytes=MAX_FILE_BYTES)  # bounds and plain errors before the library sees it
         try:
             return cls(tokenizers.Tokenizer.from_file(str(path)))
@@ -255,7 +259,9 @@ def _byte_level_bpe(
     vocabulary: dict[str, int], merges: Sequence[tuple[str, ...]], special: bool = True
 ) -> tokenizers.Tokenizer:
     plain = {token: i for token, i in vocabulary.items() if token != END_OF_TEXT}
-    backend = tokenizers.Tokenizer(models.BPE(vocabulary if END_OF_TEXT in vocabulary else plain, list(merges)))
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocabulary if END_OF_TEXT in vocabulary else plain, [(a, b) for a, b in merges])
+    )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     if special:

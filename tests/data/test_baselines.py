@@ -59,9 +59,7 @@ def test_exact_values() -> None:
     assert result.unigram == pytest.approx(-math.log((2 + 1) / (5 + 3)))
     assert result.bigram == pytest.approx(-math.log(7 / 9))
     # The last token of the training text never was a context: only the lower order speaks.
-    assert corpus_baselines(np.array([0, 1, 0, 1, 2]), np.array([2, 0]), 3).bigram == pytest.approx(
-        math.log(3)
-    )
+    assert corpus_baselines(np.array([0, 1, 0, 1, 2]), np.array([2, 0]), 3).bigram == pytest.approx(math.log(3))
 
 
 def test_a_markov_text_reaches_its_entropy() -> None:

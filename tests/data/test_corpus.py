@@ -92,9 +92,7 @@ def test_newlines_stay_and_the_byte_order_mark_goes(tmp_path: Path) -> None:
         assert document.n_bytes == len(data)
 
 
-def test_folder_leaves_out_what_is_no_text_and_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_folder_leaves_out_what_is_no_text_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.bin").write_bytes(b"\x7fELF\0\0")
     (tmp_path / "b.txt").write_bytes("naïve".encode("latin-1"))
     (tmp_path / "c.txt").touch()
@@ -160,9 +158,7 @@ def test_default_corpus_of_this_python() -> None:
     assert names == sorted(names)
     assert len(set(texts)) == len(texts)
     assert sum(d.n_bytes for d in documents) > 1_000_000
-    assert any(
-        "JSON (JavaScript Object Notation)" in t for n, t in zip(names, texts, strict=True) if n == "json"
-    )
+    assert any("JSON (JavaScript Object Notation)" in t for n, t in zip(names, texts, strict=True) if n == "json")
     assert not any(name.startswith(("test.", "idlelib.")) for name in names)
 
 

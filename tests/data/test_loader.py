@@ -96,9 +96,7 @@ def test_golden_order() -> None:
 
 def test_batches_are_contiguous_int64_of_any_token_type() -> None:
     for dtype in (np.uint16, np.uint32):
-        inputs, targets = BatchLoader(
-            np.full(9, 65_535, dtype), batch_size=2, context_length=4, seed=0
-        ).batch(0)
+        inputs, targets = BatchLoader(np.full(9, 65_535, dtype), batch_size=2, context_length=4, seed=0).batch(0)
         for tensor in (inputs, targets):
             assert tensor.dtype == torch.int64
             assert tensor.shape == (2, 4)

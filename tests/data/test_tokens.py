@@ -110,9 +110,7 @@ def test_a_long_document_encodes_as_if_in_one_piece(tmp_path: Path) -> None:
 def test_progress_counts_the_bytes_of_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens_module, "_BATCH_BYTES", 8)
     calls: list[tuple[int, int]] = []
-    write_tokens(
-        documents("éé\n" * 4, "abc"), Letters(), tmp_path / "t.npy", progress=lambda *c: calls.append(c)
-    )
+    write_tokens(documents("éé\n" * 4, "abc"), Letters(), tmp_path / "t.npy", progress=lambda *c: calls.append(c))
     assert calls == [(20, 23), (23, 23)]
 
 
@@ -129,9 +127,7 @@ def test_an_interrupted_write_leaves_the_older_file(tmp_path: Path, monkeypatch:
     assert TokenFile.open(tmp_path / "t.npy").fingerprint == new.fingerprint != old.fingerprint
 
 
-def test_no_moment_shows_new_tokens_with_an_old_description(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_moment_shows_new_tokens_with_an_old_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between the two renames, the file is refused, not read with the older file's sidecar."""
     write_tokens(documents("old"), Letters(), tmp_path / "t.npy")
     rename = Path.replace

@@ -68,7 +68,7 @@ def written(
     return result, pieces
 
 
-# ---- one result on every path ----------------------------------------------------------------------------------------
+# ---- one result on every path ----------------------------------------
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -108,9 +108,7 @@ def test_a_rows_text_depends_on_its_prompt_and_seed_alone(
     order = data.draw(st.permutations(range(len(prompts))))
     options = {"max_new_tokens": 10, "overflow": "slide", "temperature": 1.5}
     rows = complete(model, tiny_tokenizer, prompts, seed=seeds, **options)
-    shuffled = complete(
-        model, tiny_tokenizer, [prompts[i] for i in order], seed=[seeds[i] for i in order], **options
-    )
+    shuffled = complete(model, tiny_tokenizer, [prompts[i] for i in order], seed=[seeds[i] for i in order], **options)
     assert [rows[i] for i in order] == shuffled
 
 
@@ -152,7 +150,7 @@ def test_ids_the_tokenizer_does_not_have_are_never_drawn(model: GPTModel, tiny_t
     complete(model, tiny_tokenizer, [[259, 1]], max_new_tokens=3, repetition_penalty=1.3, seed=0)
 
 
-# ---- the end of a row ------------------------------------------------------------------------------------------------
+# ---- the end of a row ----------------------------------------
 
 
 def test_each_row_ends_at_its_own_end_of_text(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
@@ -190,11 +188,11 @@ def test_an_end_inside_a_character(model: GPTModel, tiny_tokenizer: Tokenizer) -
         assert pieces == ["a", "\ufffd"]
 
 
-# ---- stop strings ----------------------------------------------------------------------------------------------------
+# ---- stop strings ----------------------------------------
 
 
 def stopped(tokenizer: Tokenizer, script: Sequence[int], stops: Sequence[str]) -> str:
-    """The rule in words: after each token, look at all the text that is certain; cut at the first stop string."""
+    """The rule: after each token, look at all the text that is certain; cut at the first stop string."""
     decoder, text = StreamDecoder(tokenizer), ""
     for number, token in enumerate(script, start=1):
         text += decoder.push(token) + (decoder.finish() if number == len(script) else "")
@@ -206,7 +204,7 @@ def stopped(tokenizer: Tokenizer, script: Sequence[int], stops: Sequence[str]) -
 
 @pytest.fixture(scope="module")
 def writers() -> dict[str, tuple[Tokenizer, list[int]]]:
-    """Tokenizers of a few letters, and ids that spell them: bytes, characters, and tokens of several letters."""
+    """Tokenizers of a few letters, and ids that spell them: bytes, characters, several letters each."""
     several = Tokenizer.train_bpe(["aab abb aaab baab " * 9], 262)
     characters = Tokenizer.characters(["abép"])
     return {
@@ -253,7 +251,7 @@ def test_a_stop_string_in_the_prompt_is_no_stop(model: GPTModel, tiny_tokenizer:
     assert generate(model, tiny_tokenizer, "STOP", stop=["STOP", "Pa"], **options) == "ab"
 
 
-# ---- past the context ------------------------------------------------------------------------------------------------
+# ---- past the context ----------------------------------------
 
 
 def exploding(model: GPTModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +266,7 @@ def test_error_raises_before_any_computation(
     model: GPTModel, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, n_prompt: int, n_new: int
 ) -> None:
     exploding(model, monkeypatch)
-    error = f"^a prompt of {n_prompt} tokens and {n_new} new ones pass the context length of {CONTEXT}: ask for fewer"
+    error = f"^a prompt of {n_prompt} tokens and {n_new} new ones pass the context length of {CONTEXT}: ask"
     for call in (
         lambda: complete(model, tiny_tokenizer, ["a", "x" * n_prompt], max_new_tokens=n_new),
         lambda: generate(model, tiny_tokenizer, "x" * n_prompt, max_new_tokens=n_new),
@@ -284,9 +282,7 @@ def test_error_lets_through_what_just_fits(model: GPTModel, tiny_tokenizer: Toke
 
 
 @pytest.mark.parametrize("window", [None, 4])
-def test_slide_reads_the_last_tokens_that_fit(
-    tiny_model: Make, tiny_tokenizer: Tokenizer, window: int | None
-) -> None:
+def test_slide_reads_the_last_tokens_that_fit(tiny_model: Make, tiny_tokenizer: Tokenizer, window: int | None) -> None:
     model = tiny_model(vocab_size=256, context_length=16, sliding_window=window)
     tokenizer = Tokenizer.characters([chr(i) for i in range(255)])
     prompts = ["a", "hello world", "x" * 16, "y" * 23]
@@ -300,13 +296,16 @@ def test_slide_reads_the_last_tokens_that_fit(
     assert max(len(row.ids) for row in rows) == 40
 
 
-# ---- errors ----------------------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------
 
 
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"top_pp": 0.9}, "unknown option 'top_pp': sampling options are repetition_penalty, temperature, top_k"),
+        (
+            {"top_pp": 0.9},
+            "unknown option 'top_pp': sampling options are repetition_penalty, temperature, top_k",
+        ),
         ({"max_length": 3, "beams": 2}, "unknown option 'beams'"),
         ({"overflow": "wrap"}, "overflow 'wrap' is unknown: use one of error, slide"),
         ({"overflow": None}, "overflow None is unknown"),
@@ -364,7 +363,7 @@ def test_broken_weights_are_an_error_not_a_text(tiny_model: Make, tiny_tokenizer
             generate(model, tiny_tokenizer, "a", max_new_tokens=2, **options)
 
 
-# ---- the model is left as it was -------------------------------------------------------------------------------------
+# ---- the model is left as it was ----------------------------------------
 
 
 def modes(model: torch.nn.Module) -> list[bool]:

@@ -84,7 +84,13 @@ def test_kept_ids_are_those_of_transformers(
     from transformers.generation import logits_process as theirs
 
     history = data.draw(st.lists(st.integers(0, len(scores) - 1), max_size=5)) if data else []
-    plain = {"repetition_penalty": 1.0, "temperature": 1.0, "top_k": None, "top_p": None, "min_p": None} | options
+    plain = {
+        "repetition_penalty": 1.0,
+        "temperature": 1.0,
+        "top_k": None,
+        "top_p": None,
+        "min_p": None,
+    } | options
     assume(reference(scores, history, **plain)[1] > 1e-6)
     options = {name: value for name, value in plain.items() if value is not None}
     ids, x = torch.tensor([history], dtype=torch.int64), torch.tensor([scores])
@@ -113,7 +119,7 @@ def test_rows_are_drawn_each_on_its_own(scores: list[float], options: dict[str, 
     assert tokens[0] == tokens[1]
 
 
-# ---- edges -----------------------------------------------------------------------------------------------------------
+# ---- edges ----------------------------------------
 
 
 @given(scores=SCORES)
@@ -146,7 +152,14 @@ def test_filters_that_keep_everything() -> None:
     scores = torch.randn(9, generator=torch.Generator().manual_seed(0))
     plain = kept(Sampling(), scores)
     assert len(plain) == 9
-    for options in ({"top_k": 9}, {"top_k": 10**30}, {"top_p": 1.0}, {"top_p": 1}, {"min_p": 0.0}, {"min_p": 0}):
+    for options in (
+        {"top_k": 9},
+        {"top_k": 10**30},
+        {"top_p": 1.0},
+        {"top_p": 1},
+        {"min_p": 0.0},
+        {"min_p": 0},
+    ):
         assert kept(Sampling(**options), scores) == pytest.approx(plain, rel=1e-12)
 
 
@@ -195,7 +208,7 @@ def test_the_scores_are_left_as_they_were() -> None:
     assert scores.tolist() == [2.0, 1.0]
 
 
-# ---- draws -----------------------------------------------------------------------------------------------------------
+# ---- draws ----------------------------------------
 
 
 def test_1e5_draws_of_fp16_scores_stay_in_the_kept_set_with_the_right_frequencies() -> None:
@@ -241,7 +254,7 @@ def test_a_uniform_number_picks_its_place(n: int, uniform: float) -> None:
     assert abs(drawn - uniform * n) <= 1 + 1e-6
 
 
-# ---- errors ----------------------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """One step: its seed, its schedule, its gradients."""
 
+import itertools
 import math
 
 import pytest
@@ -32,7 +33,7 @@ def test_schedule_rises_then_falls() -> None:
     rates = [schedule(step, settings) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[10] == pytest.approx(1)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert rates[100] == pytest.approx(0.1)
     assert max(rates) <= 1
 

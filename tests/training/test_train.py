@@ -1,7 +1,6 @@
 """The whole of training: what it writes, that it goes on bit for bit, that it refuses what cannot work."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -114,7 +113,17 @@ def test_kill_9_and_resume_by_the_command_line(tmp_path: Path, text: Path) -> No
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, text: Path, how: signal.Signals) -> None:
     out = tmp_path / "run"
-    options = [str(text), "--model", "nano", "--tokenizer", "byte", "--steps", "100000", "--eval-every", "50000"]
+    options = [
+        str(text),
+        "--model",
+        "nano",
+        "--tokenizer",
+        "byte",
+        "--steps",
+        "100000",
+        "--eval-every",
+        "50000",
+    ]
     command = [sys.executable, "-m", "glassgpt", "train", *options, "--out", str(out), "--sample-tokens", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     wait_for(lambda: len(read_log(out)) > 10)
@@ -138,7 +147,13 @@ def test_what_a_run_leaves_behind(tmp_path: Path, text: Path) -> None:
     result = run(text, out)
     names = {p.name for p in out.iterdir()}
     assert names == {
-        *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+        *(
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ),
         *("run.json", "log.jsonl", "loss.png", "data", "checkpoints"),
     }
     assert [p.name for p in checkpoints(out)] == ["step-00000020", "step-00000015"]
@@ -182,7 +197,11 @@ def test_random_tokens_teach_nothing(tmp_path: Path) -> None:
     path = tmp_path / "noise.txt"
     path.write_text("".join(letters.choice("abcdefgh") for _ in range(20_000)))
     result = train(
-        [path], tmp_path / "run", model=CONFIG, tokenizer="char", **{**SETTINGS, "steps": 200, "eval_batches": 200}
+        [path],
+        tmp_path / "run",
+        model=CONFIG,
+        tokenizer="char",
+        **{**SETTINGS, "steps": 200, "eval_batches": 200},
     )
     assert result.best_val_loss > 0.99 * torch.tensor(8.0).log().item()
 
@@ -202,9 +221,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path, text: Path) 
     assert_same_run(tmp_path / "whole", out)
 
 
-def test_a_full_disk_leaves_the_older_checkpoint(
-    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from glassgpt.training import state
 
     out = tmp_path / "run"
@@ -254,7 +271,7 @@ def test_a_run_is_never_written_over_unasked(tmp_path: Path, text: Path) -> None
     with pytest.raises(ValueError, match=r"thesis\.tex"):
         run(text, strange, overwrite=True)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
-    assert os.listdir(strange) == ["thesis.tex"]
+    assert [p.name for p in strange.iterdir()] == ["thesis.tex"]
     assert run(text, out, overwrite=True, steps=5).steps == 5
 
 

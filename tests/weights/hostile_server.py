@@ -234,9 +234,7 @@ def unused_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def put_repository(
-    server: HostileServer, repo_id: str, files: Mapping[str, bytes], commit: str = "a" * 40
-) -> None:
+def put_repository(server: HostileServer, repo_id: str, files: Mapping[str, bytes], commit: str = "a" * 40) -> None:
     """A repository as Hugging Face serves it to `huggingface_hub`; weights are its large files."""
     siblings, tree = [], []
     for name, data in files.items():

@@ -84,12 +84,14 @@ def table(
     pairs_per_block: int = 1000,
     compression: int = 0,
     spoil: Callable[[bytes], bytes] = bytes,
+    gap: bytes = b"",
 ) -> bytes:
-    """An index; ``spoil`` may change the content of a block before its checksum is made."""
+    """An index; ``spoil`` may change a block before its checksum is made, ``gap`` goes before every block."""
     out = bytearray()
 
     def put(content: bytes) -> bytes:
         content = spoil(content)
+        out.extend(gap)
         handle = varint(len(out)) + varint(len(content))
         checked = content + bytes([compression])
         out.extend(checked + struct.pack("<I", masked_crc32c(checked)))

@@ -70,9 +70,7 @@ SRC = Path(__file__).parents[2] / "src"
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.lower().endswith("_proxy") or name.startswith(
-            ("HF_", "GLASSGPT_", "SSL_CERT_", "TRANSFORMERS_")
-        ):
+        if name.lower().endswith("_proxy") or name.startswith(("HF_", "GLASSGPT_", "SSL_CERT_", "TRANSFORMERS_")):
             monkeypatch.delenv(name)
 
 
@@ -348,9 +346,7 @@ def test_without_a_sha256_the_part_of_another_mirror_is_not_trusted(server, tmp_
 def test_every_mirror_is_named_with_its_reason_and_no_secret(server, tmp_path):
     nobody = f"http://user:secret@127.0.0.1:{unused_port()}/w?token=secret"
     urls = [server.put("/1", DATA, status(404)), server.put("/2", DATA, html()), nobody]
-    assert_refused(
-        urls, tmp_path / "w", "/1: 404 Not Found", "/2: a proxy or login page", "refused", retries=0
-    )
+    assert_refused(urls, tmp_path / "w", "/1: 404 Not Found", "/2: a proxy or login page", "refused", retries=0)
     with pytest.raises(DownloadError) as caught:
         fetch(urls, tmp_path / "w", retries=0, size=5, sha256=SHA256)
     assert "secret" not in str(caught.value)
@@ -840,9 +836,7 @@ def test_the_environment_counts_when_the_process_starts(hub, tmp_path):
     put_repository(hub, REPO, TINY)
     code = f"from glassgpt.weights.download import resolve_model as r; print(r({REPO!r}), end='')"
     mine = {"PYTHONPATH": str(SRC), "HF_ENDPOINT": hub.base, "HF_HOME": str(tmp_path / "home")}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **mine}, capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, "-c", code], env={**os.environ, **mine}, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert Path(run.stdout).is_relative_to(tmp_path / "home")
     assert (Path(run.stdout) / "model.safetensors").read_bytes() == DATA
@@ -928,9 +922,7 @@ def test_hand_copied_files_are_found_under_any_of_the_models_names(tmp_path, mon
     assert resolve_model("1558M", weights_dir=tmp_path) == folder
 
 
-@pytest.mark.parametrize(
-    "name", ["gpt3", "", "a/b/c", "../etc", "./demo", "/no/such", "~/x", "a\n/b", "x/..y"]
-)
+@pytest.mark.parametrize("name", ["gpt3", "", "a/b/c", "../etc", "./demo", "/no/such", "~/x", "a\n/b", "x/..y"])
 def test_a_name_of_nothing_is_the_users_fault(name):
     with pytest.raises(ValueError, match=r"^no model [^\n]*gpt2-xl, 124M[^\n]*$"):
         resolve_model(name)

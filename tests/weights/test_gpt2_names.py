@@ -63,7 +63,7 @@ def test_there_and_back_is_equal_bit_for_bit(
 def test_names_and_shapes_are_those_of_transformers(tiny_model: Make, tied: bool, bias: bool) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config, theirs = theirs_of(tiny_model, tie_embeddings=tied, qkv_bias=bias)
+    _, theirs = theirs_of(tiny_model, tie_embeddings=tied, qkv_bias=bias)
     wanted = GPT2LMHeadModel(
         GPT2Config(vocab_size=97, n_positions=16, n_embd=12, n_head=3, n_layer=2, tie_word_embeddings=tied)
     ).state_dict()
@@ -112,7 +112,8 @@ def test_every_single_missing_extra_or_misshapen_tensor_is_named(tiny_model: Mak
             assert error(without, config) == f"SOURCE does not fit its config: missing {short} {list(tensor.shape)}"
             shape = [*tensor.shape[:-1], tensor.shape[-1] + 1]
             text = error({**theirs, name: torch.zeros(shape)}, config)
-            assert text == f"SOURCE does not fit its config: {short} is {shape}, the config needs {list(tensor.shape)}"
+            wanted = f"{short} is {shape}, the config needs {list(tensor.shape)}"
+            assert text == f"SOURCE does not fit its config: {wanted}"
         if short.endswith("c_attn.bias") and not bias:
             continue
         flat = error({**theirs, name: tensor.flatten()[:0]}, config)
@@ -122,7 +123,9 @@ def test_every_single_missing_extra_or_misshapen_tensor_is_named(tiny_model: Mak
         assert text == f"SOURCE does not fit its config: unexpected {extra.removeprefix('transformer.')}"
 
 
-@pytest.mark.parametrize("name", ["h.0.attn.c_attn.weight", "h.1.mlp.c_fc.weight", "h.1.mlp.c_proj.weight", "wte.weight"])
+@pytest.mark.parametrize(
+    "name", ["h.0.attn.c_attn.weight", "h.1.mlp.c_fc.weight", "h.1.mlp.c_proj.weight", "wte.weight"]
+)
 def test_a_transposed_matrix_is_named(tiny_model: Make, name: str) -> None:
     config, theirs = theirs_of(tiny_model)
     shape = list(theirs[f"transformer.{name}"].shape)
@@ -221,9 +224,7 @@ def test_a_lazy_mapping_is_read_one_tensor_at_a_time(tiny_model: Make) -> None:
 
 
 @SWITCHES
-def test_a_model_is_built_of_the_very_tensors_without_drawing_numbers(
-    tiny_model: Make, tied: bool, bias: bool
-) -> None:
+def test_a_model_is_built_of_the_very_tensors_without_drawing_numbers(tiny_model: Make, tied: bool, bias: bool) -> None:
     config, theirs = theirs_of(tiny_model, tie_embeddings=tied, qkv_bias=bias)
     state = from_gpt2_names(dict(theirs), config)
     random = torch.get_rng_state()

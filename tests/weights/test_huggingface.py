@@ -47,7 +47,7 @@ def edit(directory: Path, **values: Any) -> None:
     path.write_text(json.dumps({k: v for k, v in found.items() if v is not ...}), encoding="utf-8")
 
 
-# ---- models that transformers made ---------------------------------------------------------------------------------
+# ---- models that transformers made ----------------------------------------
 
 
 @given(
@@ -113,12 +113,21 @@ def test_the_bare_model_without_a_head(tmp_path: Path, tiny_tokenizer: Tokenizer
     assert worst(load_model(tmp_path)[0], theirs) < 1e-4
 
 
-# ---- the comparison above can fail ---------------------------------------------------------------------------------
+# ---- the comparison above can fail ----------------------------------------
 
 
 @pytest.mark.parametrize(
     "mistake",
-    ["square matrix not transposed", "query and key swapped", "no bias", "eps", "gelu", "scale", "untied", "tied"],
+    [
+        "square matrix not transposed",
+        "query and key swapped",
+        "no bias",
+        "eps",
+        "gelu",
+        "scale",
+        "untied",
+        "tied",
+    ],
 )
 def test_every_classical_mistake_shows_in_the_scores(tmp_path: Path, tiny_tokenizer: Tokenizer, mistake: str) -> None:
     """Each mistake that loads without an error moves the scores by more than the tolerance of 1e-4."""
@@ -147,7 +156,7 @@ def test_every_classical_mistake_shows_in_the_scores(tmp_path: Path, tiny_tokeni
     assert worst(ours, theirs) > 3e-4
 
 
-# ---- config.json ---------------------------------------------------------------------------------------------------
+# ---- config.json ----------------------------------------
 
 
 @given(
@@ -259,7 +268,7 @@ def test_other_values_that_cannot_work(values: dict[str, Any], error: str) -> No
         from_config_json({**SMALL, **values}, "FILE")
 
 
-# ---- damaged directories -------------------------------------------------------------------------------------------
+# ---- damaged directories ----------------------------------------
 
 
 @pytest.fixture

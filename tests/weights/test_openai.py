@@ -82,9 +82,7 @@ def test_a_table_of_one_row_keeps_it(variables: Variables) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_loaded_model_gives_the_scores_of_transformers(params: dict[str, Any], tied: bool) -> None:
-    transformers = pytest.importorskip(
-        "transformers", reason="transformers is the reference for GPT-2's scores"
-    )
+    transformers = pytest.importorskip("transformers", reason="transformers is the reference for GPT-2's scores")
     shape = {"vocab_size": 61, "n_positions": 16, "n_embd": 12, "n_head": 3, "n_layer": 2}
     reference = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).eval()
     leaves = {"wte.weight": params["wte"], "wpe.weight": params["wpe"]}
@@ -191,14 +189,10 @@ def test_assign() -> None:
 def test_a_checkpoint_of_openai_becomes_the_books_params(
     tmp_path: Path, params: dict[str, Any], variables: Variables, place: str
 ) -> None:
-    write_checkpoint(
-        tmp_path / "model.ckpt", variables | {"global_step": np.array([3], np.int64)}, num_shards=2
-    )
+    write_checkpoint(tmp_path / "model.ckpt", variables | {"global_step": np.array([3], np.int64)}, num_shards=2)
     read = book.load_gpt2_params_from_tf_ckpt(tmp_path / place, SETTINGS)
     assert str(read) == str(params)
-    assert np.array_equal(
-        read["blocks"][1]["attn"]["c_attn"]["w"], params["blocks"][1]["attn"]["c_attn"]["w"]
-    )
+    assert np.array_equal(read["blocks"][1]["attn"]["c_attn"]["w"], params["blocks"][1]["attn"]["c_attn"]["w"])
     model = book.GPTModel(config_from_settings(SETTINGS))
     book.load_weights_into_gpt(model, read)
     assert torch.equal(model.pos_emb.weight, torch.tensor(variables["model/wpe"]))

@@ -164,9 +164,7 @@ SHELL = b"X\x05\x00\x00\x00touch"  # replaced by a command with the marker's pat
         (b"\x8f", "instruction EMPTY_SET"),
     ],
 )
-def test_instructions_that_data_does_not_need(
-    tmp_path: Path, write: Writer, body: bytes, refused: str
-) -> None:
+def test_instructions_that_data_does_not_need(tmp_path: Path, write: Writer, body: bytes, refused: str) -> None:
     marker = tmp_path / "marker"
     body = body.replace(b"SHELL", plain(f"touch {marker}"))
     for program in (body, b"}X\x01\x00\x00\x00w" + body + b"s", b"](" + body + b"e"):
@@ -248,9 +246,7 @@ def test_programs_that_make_no_sense(tmp_path: Path, write: Writer, body: bytes,
         (tensor(dtype=b"K\x01"), "impossible arguments"),
     ],
 )
-def test_tensors_that_do_not_fit_their_memory(
-    tmp_path: Path, write: Writer, body: bytes, message: str
-) -> None:
+def test_tensors_that_do_not_fit_their_memory(tmp_path: Path, write: Writer, body: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_pickled(write(tmp_path / "x.pt", body))
 

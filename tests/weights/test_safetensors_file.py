@@ -280,7 +280,7 @@ def test_a_tensor_in_two_shards(sharded: Path) -> None:
         resolve_shards(sharded)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": ' + "[" * 10**5])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": [1]}', '{"weight_map": ' + "[" * 10**5])
 def test_broken_indexes(sharded: Path, content: str) -> None:
     (sharded / INDEX_NAME).write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"index\.json: ") as error:
@@ -304,7 +304,5 @@ weights = SafetensorsWeights(sys.argv[1])
 copies = {name: weights[name].clone() for name in weights}
 print((memory("VmHWM") - before) / sum(copy.nbytes for copy in copies.values()))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1.3

@@ -10,9 +10,7 @@ from glassgpt.weights.tensorflow import TensorFlowCheckpoint
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    tf = pytest.importorskip(
-        "tensorflow", reason="tensorflow-cpu is a heavy extra; golden bytes are tested always"
-    )
+    tf = pytest.importorskip("tensorflow", reason="tensorflow-cpu is a heavy extra; golden bytes are tested always")
 
 NX, LAYERS = 8, 3
 
@@ -70,9 +68,7 @@ def test_two_data_files(tmp_path: Path) -> None:
         destination_prefix=str(tmp_path / "merged" / "model.ckpt"),
     )
     assert len(list((tmp_path / "merged").glob("*.data-*-of-00002"))) == 2
-    assert_bit_equal(
-        TensorFlowCheckpoint(tmp_path / "merged"), first | {k: np.asarray(v) for k, v in second.items()}
-    )
+    assert_bit_equal(TensorFlowCheckpoint(tmp_path / "merged"), first | {k: np.asarray(v) for k, v in second.items()})
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,11 @@ def read_all(prefix: Path) -> dict[str, np.ndarray]:
     return dict(TensorFlowCheckpoint(prefix))
 
 
+def rewrite(path: Path, content: bytes) -> None:
+    path.unlink()  # several times quicker than writing over it
+    path.write_bytes(content)
+
+
 def write_one(prefix: Path, data: bytes, **changes) -> None:
     pairs = {b"": tfw.header(), b"v": tfw.entry(data, **changes)}
     tfw.write_files(prefix, tfw.table(pairs), data)
@@ -117,9 +122,7 @@ NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 )
 def test_round_trip(tmp_path_factory, tensors, num_shards, alignment, pairs_per_block) -> None:
     prefix = tmp_path_factory.mktemp("round_trip") / "m"
-    tfw.write_checkpoint(
-        prefix, tensors, num_shards=num_shards, alignment=alignment, pairs_per_block=pairs_per_block
-    )
+    tfw.write_checkpoint(prefix, tensors, num_shards=num_shards, alignment=alignment, pairs_per_block=pairs_per_block)
     read = read_all(prefix)
     assert read.keys() == tensors.keys()
     for name, array in tensors.items():
@@ -152,7 +155,7 @@ def test_every_changed_byte_of_the_index_is_refused(golden: Path) -> None:
         for change in (1, 8, 128, 255):
             altered = bytearray(GOLDEN_INDEX)
             altered[position] ^= change
-            index.write_bytes(altered)
+            rewrite(index, altered)
             with pytest.raises(ValueError, match=r"^[^\n]*model\.ckpt\.index: [^\n]+$"):
                 TensorFlowCheckpoint(golden)
 
@@ -163,7 +166,7 @@ def test_every_changed_byte_of_the_data_is_refused(golden: Path) -> None:
         for position in range(len(shard)):
             altered = bytearray(shard)
             altered[position] ^= 1 << position % 8
-            path.write_bytes(altered)
+            rewrite(path, altered)
             with pytest.raises(ValueError, match="wrong checksum for"):
                 read_all(golden)
         path.write_bytes(shard)
@@ -179,7 +182,7 @@ def test_changed_byte_of_a_large_file_is_refused(tmp_path: Path) -> None:
         for position in [draw.randrange(len(shard)) for _ in range(60)]:
             altered = bytearray(shard)
             altered[position] ^= draw.randrange(1, 256)
-            path.write_bytes(altered)
+            rewrite(path, altered)
             with pytest.raises(ValueError, match="wrong checksum for|belong to no variable"):
                 read_all(tmp_path / "m")
         path.write_bytes(shard)
@@ -188,7 +191,7 @@ def test_changed_byte_of_a_large_file_is_refused(tmp_path: Path) -> None:
 def test_cut_and_prolonged_files_are_refused(golden: Path) -> None:
     index = golden.with_name("model.ckpt.index")
     for size in range(len(GOLDEN_INDEX)):
-        index.write_bytes(GOLDEN_INDEX[:size])
+        rewrite(index, GOLDEN_INDEX[:size])
         with pytest.raises(ValueError, match="fetch it again"):
             TensorFlowCheckpoint(golden)
     for longer in (GOLDEN_INDEX + b"\0", b"\0" + GOLDEN_INDEX):
@@ -261,6 +264,7 @@ def test_unknown_rank_is_refused(tmp_path: Path) -> None:
         (b"\x0b", "wire type 3"),
         (b"\x12\x05abc", "cut short"),
         (b"\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01", "damaged number"),
+        (b"\x08" + b"\xff" * 9 + b"\x7f", "damaged number"),
     ],
 )
 def test_impossible_headers_are_refused(tmp_path: Path, header, message) -> None:
@@ -269,19 +273,58 @@ def test_impossible_headers_are_refused(tmp_path: Path, header, message) -> None
         TensorFlowCheckpoint(tmp_path / "m")
 
 
-def test_other_tables_are_refused(tmp_path: Path) -> None:
-    prefix = tmp_path / "m"
-    for index, message in [
-        (tfw.table({b"v": tfw.entry(b"", shape=[0])}), "no header"),
-        (tfw.table({b"": tfw.header()}, compression=1), "compressed"),
-        (tfw.table({b"": tfw.header(), b"v\xff": tfw.entry(b"", shape=[0])}), "can't decode"),
-        (tfw.table({b"": tfw.header(), b"v" * 5000: tfw.entry(b"", shape=[0])}), "outside its bounds"),
+HEADER, EMPTY = tfw.header(), tfw.entry(b"", shape=[0])
+VALID = tfw.table({b"": HEADER, b"a": EMPTY, b"b": EMPTY})
+
+
+def spoiled(block: bytes) -> bytes:
+    """A table whose one data block is ``block``."""
+    blocks = iter([block])
+    return tfw.table({b"": HEADER}, spoil=lambda content: next(blocks, content))
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (tfw.table({b"a": EMPTY}), "no header"),
+        (tfw.table({b"": HEADER}, compression=1), "compressed"),
+        (tfw.table({b"": HEADER, b"a\xff": EMPTY}), "can't decode"),
+        (tfw.table({b"": HEADER, b"a" * 5000: EMPTY}), "a key or value outside its bounds"),
         (bytes(9 * 2**20), "larger than"),
-        (bytes(48), "not an index"),
-    ]:
-        tfw.write_files(prefix, index)
-        with pytest.raises(ValueError, match=message):
-            TensorFlowCheckpoint(prefix)
+        (bytes(48), "not an index of a TensorFlow checkpoint"),
+        (VALID[:-48] + b"junk" + VALID[-48:], "the last block ends at"),
+        (tfw.table({b"": HEADER}, gap=b"x"), "a block starts at byte 1 instead of 0"),
+        (VALID[:-48] + tfw.varint(10**6) + VALID[-47:], "reaches to byte 1000"),
+        (spoiled(b"\xff\xff\xff\xff"), "more restart points than bytes"),
+        (spoiled(b"\1\0\0" + bytes(4)), "a key or value outside its bounds"),
+        (spoiled(b"\0\1\1a" + bytes(4)), "a key or value outside its bounds"),
+        (spoiled(b"\0\1"), "more restart points|damaged number|outside its bounds"),
+        (spoiled(tfw.block([(b"", HEADER), (b"b", EMPTY), (b"a", EMPTY)], 16)), "keys are out of order"),
+        (spoiled(tfw.block([(b"", HEADER), (b"", HEADER)], 16)), "keys are out of order"),
+    ],
+)
+def test_other_tables_are_refused(tmp_path: Path, index: bytes, message: str) -> None:
+    tfw.write_files(tmp_path / "m", index)
+    with pytest.raises(ValueError, match=message) as error:
+        TensorFlowCheckpoint(tmp_path / "m")
+    assert "\n" not in str(error.value)
+
+
+def test_blocks_out_of_order_are_refused(tmp_path: Path) -> None:
+    blocks = [tfw.block([(key, value)], 16) for key, value in [(b"", HEADER), (b"b", EMPTY), (b"a", EMPTY)]]
+    contents = iter(blocks)
+    pairs = {b"": HEADER, b"a": EMPTY, b"b": EMPTY}
+    index = tfw.table(pairs, pairs_per_block=1, spoil=lambda content: next(contents, content))
+    tfw.write_files(tmp_path / "m", index)
+    with pytest.raises(ValueError, match="keys are out of order"):
+        TensorFlowCheckpoint(tmp_path / "m")
+
+
+def test_too_many_variables_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glassgpt.weights.tensorflow._MAX_VARIABLES", 9)
+    tfw.write_files(tmp_path / "m", tfw.table({b"": HEADER} | {b"%d" % i: EMPTY for i in range(9)}), b"")
+    with pytest.raises(ValueError, match="more than 9 variables"):
+        TensorFlowCheckpoint(tmp_path / "m")
 
 
 def test_booleans_are_zero_or_one(tmp_path: Path) -> None:

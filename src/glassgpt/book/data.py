@@ -20,9 +20,7 @@ Batch = tuple[Tensor, Tensor]
 """Inputs and targets, int64, each (batch, max_length)."""
 
 VERDICT = "the-verdict.txt"
-_VERDICT_URL = (
-    f"https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch02/01_main-chapter-code/{VERDICT}"
-)
+_VERDICT_URL = f"https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch02/01_main-chapter-code/{VERDICT}"
 _VERDICT_SHA256 = "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f"
 _VERDICT_CHARACTERS = 20_479
 
@@ -102,9 +100,7 @@ def text_to_token_ids(text: str, tokenizer: BookTokenizer) -> Tensor:
 def token_ids_to_text(token_ids: Tensor, tokenizer: BookTokenizer) -> str:
     """The text of (1, T) or (T,) ids; `ValueError` for a batch of several."""
     if token_ids.dim() > 1 and len(token_ids) != 1:
-        raise ValueError(
-            f"{len(token_ids)} rows of ids are {len(token_ids)} texts: decode them one at a time"
-        )
+        raise ValueError(f"{len(token_ids)} rows of ids are {len(token_ids)} texts: decode them one at a time")
     return tokenizer.decode(token_ids.flatten().tolist())
 
 
@@ -116,9 +112,7 @@ def training_text(folders: Sequence[Path], report: Callable[[str], None] = print
     """
     for folder in folders:
         if (folder / VERDICT).is_file():
-            return "".join(
-                piece for document in read_corpus([folder / VERDICT]) for piece in document.pieces()
-            )
+            return "".join(piece for document in read_corpus([folder / VERDICT]) for piece in document.pieces())
     with tempfile.TemporaryDirectory() as temporary:
         try:
             path = download_file(

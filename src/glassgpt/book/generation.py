@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +11,7 @@ from torch import Tensor, nn
 from glassgpt.book.data import BookTokenizer, text_to_token_ids, token_ids_to_text
 from glassgpt.book.model import CachedGPTModel
 from glassgpt.model import GPTModel, generate_text_simple
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside, and back as it was."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
+from glassgpt.modes import evaluating
 
 
 def generate(
@@ -99,7 +88,7 @@ def generate_within_context(
     (B, T) to (B, at most `context_size`); a prompt longer than that comes back as it is.
     """
     room = _limit(model, context_size) - idx.shape[1]
-    return generate_text_simple_cached(model, idx, min(max_new_tokens, max(room, 0)), context_size, use_cache)
+    return generate_text_simple_cached(model, idx, min(max_new_tokens, room), context_size, use_cache)
 
 
 def show_generation(

@@ -66,9 +66,7 @@ class CachedGPTModel(GPTModel):
         super().__init__(cfg)
         self._kv_cache: KVCache | None = None
 
-    def forward(
-        self, in_idx: Tensor, use_cache: bool | KVCache | None = False, *, last_only: bool = False
-    ) -> Tensor:
+    def forward(self, in_idx: Tensor, use_cache: bool | KVCache | None = False, *, last_only: bool = False) -> Tensor:
         """Scores of the next token after each of (B, T) ids, (B, T, vocab_size), as the core gives them.
 
         With `use_cache` the ids continue those of earlier cached calls, and no gradients are kept; a

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from glassgpt.book.data import Batch, BookTokenizer, text_to_token_ids, token_ids_to_text
-from glassgpt.book.generation import evaluating
 from glassgpt.model import GPTModel, generate_text_simple
+from glassgpt.modes import evaluating
 
 
 def calc_loss_batch(
@@ -89,9 +89,7 @@ def train_model_simple(
     after each epoch. Raises `ValueError` where the training loader has no batch.
     """
     if not len(train_loader):
-        raise ValueError(
-            "the training loader has no batch: use a smaller batch_size or max_length, or more text"
-        )
+        raise ValueError("the training loader has no batch: use a smaller batch_size or max_length, or more text")
     train_losses: list[float] = []
     val_losses: list[float] = []
     track_tokens_seen: list[int] = []
@@ -100,7 +98,7 @@ def train_model_simple(
     for epoch in range(num_epochs):
         for inputs, targets in train_loader:
             optimizer.zero_grad()
-            calc_loss_batch(inputs, targets, model, device).backward()  # type: ignore[no-untyped-call]
+            calc_loss_batch(inputs, targets, model, device).backward()
             optimizer.step()
             tokens_seen += inputs.numel()
             if step % eval_freq == 0:
@@ -108,9 +106,7 @@ def train_model_simple(
                 train_losses.append(train_loss)
                 val_losses.append(val_loss)
                 track_tokens_seen.append(tokens_seen)
-                report(
-                    f"Ep {epoch + 1} (Step {step:06d}): Train loss {train_loss:.3f}, Val loss {val_loss:.3f}"
-                )
+                report(f"Ep {epoch + 1} (Step {step:06d}): Train loss {train_loss:.3f}, Val loss {val_loss:.3f}")
             step += 1
         generate_and_print_sample(model, tokenizer, device, start_context, report=report)
     return train_losses, val_losses, track_tokens_seen

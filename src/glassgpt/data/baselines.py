@@ -23,9 +23,7 @@ class Baselines:
     bigram: float
 
 
-def corpus_baselines(
-    train_tokens: npt.NDArray[Any], validation_tokens: npt.NDArray[Any], n_vocab: int
-) -> Baselines:
+def corpus_baselines(train_tokens: npt.NDArray[Any], validation_tokens: npt.NDArray[Any], n_vocab: int) -> Baselines:
     """Fit the baselines on the training tokens, measure them on the validation tokens (both 1-D).
 
     - uniform: every token is as likely, ln(n_vocab).
@@ -50,9 +48,7 @@ def corpus_baselines(
             raise ValueError(f"the {name} text is {len(tokens)} tokens; its baselines need 2: add text")
         if not 0 <= tokens.min() <= tokens.max() < n_vocab:
             found = f"tokens from {tokens.min()} to {tokens.max()}"
-            raise ValueError(
-                f"the {name} text has {found}, but the vocabulary has {n_vocab}: encode it again"
-            )
+            raise ValueError(f"the {name} text has {found}, but the vocabulary has {n_vocab}: encode it again")
     context, target = validation[:-1], validation[1:]
 
     counts = np.bincount(train, minlength=n_vocab)

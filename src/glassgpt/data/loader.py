@@ -105,9 +105,7 @@ def evaluation_batches(
         yield _gather(tokens, blocks * length, length)
 
 
-def _gather(
-    tokens: npt.NDArray[Any], starts: npt.NDArray[np.int64], length: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _gather(tokens: npt.NDArray[Any], starts: npt.NDArray[np.int64], length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Copy the blocks at `starts`: inputs, and targets one token further."""
     places = starts[:, None] + np.arange(length + 1)
     block = torch.from_numpy(np.asarray(tokens[places], dtype=np.int64))

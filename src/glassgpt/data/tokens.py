@@ -47,9 +47,7 @@ class TokenFile:
     """An open token file. `tokens` is a read-only memory map: nothing is read before it is used."""
 
     path: Path
-    tokens: npt.NDArray[Any] = field(
-        repr=False, compare=False
-    )  # (n_tokens,), a np.memmap of uint16 or uint32
+    tokens: npt.NDArray[Any] = field(repr=False, compare=False)  # (n_tokens,), a np.memmap of uint16 or uint32
     n_bytes: int  # of the text, in UTF-8
     n_vocab: int
     fingerprint: str  # SHA-256 of the tokens' bytes, in hex

@@ -84,7 +84,8 @@ class CachedDecoder:
             row.append(token)
         if max(map(len, self._rows)) <= self._capacity:
             new = torch.tensor(tokens, device=self._model.tok_emb.weight.device)[:, None]
-            return self._model(new, self._cache, last_only=True)[:, -1]
+            scores: Tensor = self._model(new, self._cache, last_only=True)[:, -1]
+            return scores
         return torch.cat([self._read(row, [token]) for row, token in enumerate(tokens)])
 
     def drop(self, row: int) -> None:
@@ -99,7 +100,7 @@ class CachedDecoder:
         new = torch.tensor(tokens, device=self._model.tok_emb.weight.device)[None]
         # with a sliding window, pieces of its size keep the memory within the window's bound
         for piece in new.split(self._model.config.sliding_window or new.shape[1], dim=1):
-            scores = self._model(piece, self._cache.row(row), last_only=True)[:, -1]
+            scores: Tensor = self._model(piece, self._cache.row(row), last_only=True)[:, -1]
         return scores
 
 

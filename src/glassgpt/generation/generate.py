@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glassgpt.generation.decoder import OVERFLOW, CachedDecoder, Decoder
 from glassgpt.generation.sampling import Sampling
 from glassgpt.model import GPTModel
+from glassgpt.modes import evaluating
 from glassgpt.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -38,6 +38,7 @@ class Row:
         sampling: Sampling,
         stop: Sequence[str] = (),
         seed: int | None = None,
+        ignore_eot: bool = False,
     ) -> None:
         """`seed` None draws a fresh one. Raises `ValueError` for an empty prompt or a useless stop string."""
         if not prompt:
@@ -51,7 +52,7 @@ class Row:
         self.finish_reason: str | None = None
         self.text = ""
         self._tokenizer, self._max_new_tokens, self._stop = tokenizer, max_new_tokens, tuple(stop)
-        self._sampling = sampling
+        self._sampling, self._ignore_eot = sampling, ignore_eot and tokenizer.eot_id is not None
         self._random = torch.Generator()
         if seed is None:
             self._random.seed()
@@ -62,7 +63,11 @@ class Row:
 
     def choose(self, logits: Tensor) -> int:
         """Draw this row's next token from (vocab_size,) scores; ids the tokenizer does not have are never drawn."""
-        return self._sampling.draw(logits[: self._tokenizer.n_vocab], self.ids, self._random)
+        logits = logits[: self._tokenizer.n_vocab]
+        if self._ignore_eot:
+            logits = logits.clone()
+            logits[self._tokenizer.eot_id] = -torch.inf
+        return self._sampling.draw(logits, self.ids, self._random)
 
     def accept(self, token: int) -> str:
         """Append a token; returns the text that is certain now. Sets `finish_reason` when the row is done."""
@@ -125,6 +130,7 @@ def complete(
     stop: str | Sequence[str] = (),
     seed: int | Sequence[int] | None = None,
     overflow: str = "error",
+    ignore_eot: bool = False,
     decoder: Decoder | None = None,
     **sampling: Any,
 ) -> list[Completion]:
@@ -132,13 +138,14 @@ def complete(
 
     `sampling` are the fields of `Sampling`. `seed`: one number for all rows or one for each; a row's text depends on
     its own prompt and seed alone. A row ends at `max_new_tokens`, at a `stop` string (left out of the text) or at the
-    end of text. `overflow` decides what happens when prompt and new tokens pass the context length: "error" raises
-    before any computation, "slide" goes on with what recomputing the last `context_length` tokens gives.
+    end of text, which `ignore_eot` never draws. `overflow` decides what happens when prompt and new tokens pass the
+    context length: "error" raises before any computation, "slide" goes on with what recomputing the last
+    `context_length` tokens gives.
 
     Raises `ValueError` for values out of range.
     """
-    rows, capacity = _rows(model, tokenizer, prompts, max_new_tokens, stop, seed, overflow, sampling)
-    with _evaluating(model):
+    rows, capacity = _rows(model, tokenizer, prompts, max_new_tokens, stop, seed, overflow, ignore_eot, sampling)
+    with evaluating(model):
         for _ in write(decoder or CachedDecoder(model, capacity), rows):
             pass
     return [row.completion() for row in rows]
@@ -148,9 +155,7 @@ def complete(
 def generate(model: GPTModel, tokenizer: Tokenizer, prompt: str, **options: Any) -> str: ...
 @overload
 def generate(model: GPTModel, tokenizer: Tokenizer, prompt: Sequence[str], **options: Any) -> list[str]: ...
-def generate(
-    model: GPTModel, tokenizer: Tokenizer, prompt: str | Sequence[str], **options: Any
-) -> str | list[str]:
+def generate(model: GPTModel, tokenizer: Tokenizer, prompt: str | Sequence[str], **options: Any) -> str | list[str]:
     """The text that follows `prompt`, or a list of them for a list of prompts; options as in `complete`."""
     if isinstance(prompt, str):
         return complete(model, tokenizer, [prompt], **options)[0].text
@@ -166,6 +171,7 @@ def stream(
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     overflow: str = "error",
+    ignore_eot: bool = False,
     decoder: Decoder | None = None,
     **sampling: Any,
 ) -> Iterator[str]:
@@ -173,10 +179,10 @@ def stream(
 
     Arguments and errors as in `complete`; errors come at the call, not at the first piece.
     """
-    rows, capacity = _rows(model, tokenizer, [prompt], max_new_tokens, stop, seed, overflow, sampling)
+    rows, capacity = _rows(model, tokenizer, [prompt], max_new_tokens, stop, seed, overflow, ignore_eot, sampling)
 
     def pieces() -> Iterator[str]:
-        with _evaluating(model):
+        with evaluating(model):
             for _, piece in write(decoder or CachedDecoder(model, capacity), rows):
                 if piece:
                     yield piece
@@ -192,6 +198,7 @@ def _rows(
     stop: str | Sequence[str],
     seed: int | Sequence[int] | None,
     overflow: str,
+    ignore_eot: bool,
     sampling: dict[str, Any],
 ) -> tuple[list[Row], int]:
     """The rows, and the number of tokens the longest of them can reach."""
@@ -220,6 +227,7 @@ def _rows(
                 sampling=Sampling(**sampling),
                 stop=(stop,) if isinstance(stop, str) else stop,
                 seed=row_seed,
+                ignore_eot=ignore_eot,
             )
         )
     longest = max((row.n_prompt for row in rows), default=0)
@@ -230,18 +238,6 @@ def _rows(
             "ask for fewer, shorten the prompt, or choose overflow 'slide'"
         )
     return rows, min(longest + max_new_tokens, limit)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off while text is written, and every module back as it was: some may be frozen in `eval` mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _overlap(text: str, stop: str) -> int:

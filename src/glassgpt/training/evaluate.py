@@ -28,9 +28,7 @@ class Evaluation:
     n_bytes: int
 
 
-def evaluate(
-    model: GPTModel, tokenizer: Tokenizer, texts: Sequence[str | Path], batch_size: int = 8
-) -> Evaluation:
+def evaluate(model: GPTModel, tokenizer: Tokenizer, texts: Sequence[str | Path], batch_size: int = 8) -> Evaluation:
     """Measure `model` on text files or folders, read in windows of the context length side by side.
 
     The first token of each window is predicted from little, so the figures are those of a reader who forgets at every

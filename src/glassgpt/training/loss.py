@@ -25,7 +25,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     `hidden` is (N, d), `weight` (vocab_size, d), `targets` (N,), of which `IGNORE` counts nothing. Under autocast the
     products are in its dtype; softmax and sums are in float32 always. The gradient is that of the plain formula.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -65,6 +65,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden.mul_(grad), grad_weight.mul_(grad), None

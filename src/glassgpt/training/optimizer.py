@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from glassgpt.model import GPTModel
 from glassgpt.training.settings import Settings
 
+
 def parameter_roles(model: GPTModel) -> dict[str, str]:
     """Each parameter's name and its role, decided by where it is used and not by its shape.
 

@@ -18,8 +18,8 @@ from glassgpt.data.baselines import Baselines, corpus_baselines
 from glassgpt.data.corpus import Document, default_corpus, read_corpus, split_documents
 from glassgpt.data.loader import BatchLoader
 from glassgpt.data.tokens import TokenFile, write_tokens
-from glassgpt.files import write_text
 from glassgpt.device import pick_dtype
+from glassgpt.files import write_text
 from glassgpt.json_file import read_json
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.optimizer import build_optimizers
@@ -75,7 +75,7 @@ def prepare(
 
     Every input is checked before anything in `out` changes. Raises `ValueError` and `FileNotFoundError`.
     """
-    Settings.of(given)
+    pick_dtype(Settings.of(given).dtype, device)
     if minutes is not None and (not minutes > 0 or "steps" in given):
         wrong = "and steps exclude each other" if "steps" in given else f"{minutes} must be above 0"
         raise ValueError(f"minutes {wrong}")
@@ -162,7 +162,9 @@ def reopen(
     if tokenizer is not None or minutes is not None:
         differences.append("tokenizer and minutes are decided when a run begins")
     if differences:
-        raise ValueError(f"{out} was begun otherwise: {'; '.join(differences)}. Leave these out, or begin anew elsewhere")
+        raise ValueError(
+            f"{out} was begun otherwise: {'; '.join(differences)}. Leave these out, or begin anew elsewhere"
+        )
     made = Tokenizer.load(out)
     parts = [TokenFile.open(out / "data" / f"{name}.npy", encoder=made) for name in ("train", "validation")]
     if [part.fingerprint for part in parts] != [fingerprints["train"], fingerprints["validation"]]:

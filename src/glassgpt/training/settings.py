@@ -45,12 +45,8 @@ class Settings:
             raise ValueError(f"optimizer {self.optimizer!r} is unknown: use {' or '.join(OPTIMIZERS)}")
         self._check("final_rate", 0 <= self.final_rate <= 1, "from 0 to 1")
         self._check("seed", 0 <= self.seed < 2**63, "from 0 to 2**63 - 1")
-        if self.micro_batch_size is not None and (
-            self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size
-        ):
-            raise ValueError(
-                f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}"
-            )
+        if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
 
     def _check(self, name: str, fits: bool, wanted: str) -> None:
         if not fits:

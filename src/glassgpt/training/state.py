@@ -99,9 +99,7 @@ def _optimizer_tensors(model: GPTModel, optimizers: list[torch.optim.Optimizer])
     }
 
 
-def restore_optimizers(
-    model: GPTModel, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]
-) -> None:
+def restore_optimizers(model: GPTModel, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
     """Give freshly built optimizers the state that was saved."""
     parameters = dict(model.named_parameters())
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}

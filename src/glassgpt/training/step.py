@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from glassgpt.config import GPTConfig
 from glassgpt.data.loader import evaluation_batches
 from glassgpt.model import GPTModel
+from glassgpt.modes import evaluating
 from glassgpt.training.loss import linear_cross_entropy
 from glassgpt.training.settings import Settings
 
@@ -114,12 +115,10 @@ def evaluate_loss(
     dtype: torch.dtype = torch.float32,
 ) -> float:
     """Mean cross-entropy over a token array, nats per token, in `eval` mode; the same batches every time."""
-    was_training = model.training
-    model.eval()
     device = model.tok_emb.weight.device
     total, count = 0.0, 0
-    for x, y in evaluation_batches(tokens, batch_size, model.config.context_length, max_batches):
-        total += float(batch_loss(model, x.to(device), y.to(device), dtype))
-        count += y.numel()
-    model.train(was_training)
+    with evaluating(model):
+        for x, y in evaluation_batches(tokens, batch_size, model.config.context_length, max_batches):
+            total += float(batch_loss(model, x.to(device), y.to(device), dtype))
+            count += y.numel()
     return total / count

@@ -151,7 +151,11 @@ class LiveView(Lines):
         columns, rows = _CHART
         wide = [self._curve[i * len(self._curve) // columns] for i in range(columns)]
         wide[-1] = self._curve[-1]
-        levels = {"ln V": self._baselines.uniform, "unigram": self._baselines.unigram, "bigram": self._baselines.bigram}
+        levels = {
+            "ln V": self._baselines.uniform,
+            "unigram": self._baselines.unigram,
+            "bigram": self._baselines.bigram,
+        }
         top = max(self._baselines.uniform, max(wide))
         bottom = min(self._baselines.bigram, min(wide)) - 0.05 * (top - min(wide))
         height = (top - bottom) / rows

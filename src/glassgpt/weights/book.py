@@ -23,7 +23,10 @@ def is_book(value: Any) -> bool:
 
 
 def read_book(
-    value: Mapping[str, Any], path: Path, n_heads: int | None = None, dtype: torch.dtype | None = torch.float32
+    value: Mapping[str, Any],
+    path: Path,
+    n_heads: int | None = None,
+    dtype: torch.dtype | None = torch.float32,
 ) -> GPTModel:
     """The model of an unpickled `model.pth`.
 

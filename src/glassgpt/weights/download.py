@@ -111,9 +111,7 @@ be48115d52314bc27327e160bf10197760db02ea689d10adb24db4102edf7a8a - gpt2-xl/confi
 0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a - gpt2-xl/model.safetensors
 """
 
-_OVERLAP = (
-    4096  # bytes of a .part that are fetched again: a server that lies about its range is caught by them
-)
+_OVERLAP = 4096  # bytes of a .part that are fetched again: a server that lies about its range is caught by them
 _HEAD = 512  # bytes looked at for HTML
 _MAX_REDIRECTS = 10
 _MAX_WAIT_S = 60.0  # however long a server asks us to wait
@@ -172,9 +170,7 @@ def download_file(
         if file.is_right():
             return file.path
         if switch := _offline():
-            raise OfflineError(
-                f"{file.path} is not here and {switch} switches the network off: {file.way_out()}"
-            )
+            raise OfflineError(f"{file.path} is not here and {switch} switches the network off: {file.way_out()}")
         import filelock
 
         file.path.parent.mkdir(parents=True, exist_ok=True)
@@ -440,9 +436,7 @@ def _client(connect_timeout: float, read_timeout: float) -> httpx.Client:
     certificates = {name: os.environ.get(name) or None for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")}
     for name, value in certificates.items():
         if value and not Path(value).exists():
-            raise DownloadError(
-                f"the environment says {name}={value}, which does not exist: correct or unset it"
-            )
+            raise DownloadError(f"the environment says {name}={value}, which does not exist: correct or unset it")
     try:
         return httpx.Client(
             verify=_trusted(*certificates.values()),
@@ -475,9 +469,7 @@ def _answer(client: httpx.Client, url: str, headers: Mapping[str, str]) -> Itera
                 return
             target = response.next_request.url.scheme
             if target not in ("http", "https") or (request.url.scheme, target) == ("https", "http"):
-                raise _MirrorError(
-                    f"redirects from {request.url.scheme} to {target[:20]!r}, which is not safe"
-                )
+                raise _MirrorError(f"redirects from {request.url.scheme} to {target[:20]!r}, which is not safe")
             request = response.next_request
         finally:
             response.close()
@@ -575,9 +567,7 @@ def download_openai_gpt2(
     return file.parent
 
 
-def _report(
-    progress: Progress, before: int, after: Sequence[int | None], done: int, total: int | None
-) -> None:
+def _report(progress: Progress, before: int, after: Sequence[int | None], done: int, total: int | None) -> None:
     rest = [size for size in after if size is not None]
     known = total is not None and len(rest) == len(after)
     progress(before + done, before + (total or 0) + sum(rest) if known else None)
@@ -719,9 +709,7 @@ class _Repository:
         for file in self.published:
             path = folder / Path(file.path).name
             # hand-copied small files may be of another commit, weights may not
-            if file.sha256 and (
-                folder.name == self.revision or (self.folder is not None and path in weights)
-            ):
+            if file.sha256 and (folder.name == self.revision or (self.folder is not None and path in weights)):
                 wanted[path] = file.sha256
         if not offline and any(path not in wanted for path in weights):
             wanted = self._listed_sha256(folder) | wanted
@@ -773,9 +761,7 @@ def _hub_reason(error: Exception, repo: _Repository) -> str:
     if names & {"TransportError", "ConnectionError"}:
         return f"{host}: no connection ({_one_line(causes[-1])})"
     if names & {"JSONDecodeError", "FileMetadataError"}:
-        return (
-            f"{host} does not answer like a Hugging Face Hub: a proxy or login page, or a wrong HF_ENDPOINT"
-        )
+        return f"{host} does not answer like a Hugging Face Hub: a proxy or login page, or a wrong HF_ENDPOINT"
     return f"{type(error).__name__}: {_one_line(error)}"
 
 
@@ -884,9 +870,7 @@ def _published(folder: str, base: str) -> list[FileToFetch]:
     """The files of `folder` in `_PUBLISHED`, their URLs below `base`."""
     rows = [line.split() for line in _PUBLISHED.split("\n") if line]
     return [
-        FileToFetch(
-            f"{base}/{path}", None if size == "-" else int(size), None if sha256 == "-" else sha256, path
-        )
+        FileToFetch(f"{base}/{path}", None if size == "-" else int(size), None if sha256 == "-" else sha256, path)
         for sha256, size, path in rows
         if path.startswith(folder + "/")
     ]
@@ -895,9 +879,7 @@ def _published(folder: str, base: str) -> list[FileToFetch]:
 def _unknown(name: str) -> ValueError:
     near = difflib.get_close_matches(name, KNOWN_MODELS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    ways = (
-        f"a directory, one of {', '.join([*_COMMITS, *OPENAI_SIZES])}, an owner/name of Hugging Face or a URL"
-    )
+    ways = f"a directory, one of {', '.join([*_COMMITS, *OPENAI_SIZES])}, an owner/name of Hugging Face or a URL"
     return ValueError(f"no model {_one_line(name)!r}: give {ways}{hint}")
 
 
@@ -921,9 +903,7 @@ def _is_model(folder: Path) -> bool:
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return (folder / "tokenizer.json").is_file() or all(
-        (folder / n).is_file() for n in ("vocab.json", "merges.txt")
-    )
+    return (folder / "tokenizer.json").is_file() or all((folder / n).is_file() for n in ("vocab.json", "merges.txt"))
 
 
 def _shards(index: Path) -> list[str]:

@@ -35,9 +35,7 @@ class Source:
     kind: str
 
 
-def read_model(
-    path: str | Path, *, dtype: torch.dtype | None = torch.float32, n_heads: int | None = None
-) -> Source:
+def read_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32, n_heads: int | None = None) -> Source:
     """Read the model at `path`, a directory or a file, in whichever of the known formats it is.
 
     `dtype` None keeps the file's. `n_heads` is for the book's files, which do not tell it (see `read_book`). Raises

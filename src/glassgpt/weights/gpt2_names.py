@@ -61,12 +61,14 @@ def from_gpt2_names(
     config: GPTConfig,
     *,
     transposed: bool = True,
+    biased: bool = True,
     dtype: torch.dtype | None = None,
     source: str = "the weights",
 ) -> dict[str, Tensor]:
     """Our state dict from tensors under GPT-2's names, with or without `transformer.` before them.
 
-    `transposed`: matrices are (in, out), as GPT-2's are; False for nanoGPT's. Every tensor of `tensors` is accounted
+    `transposed`: matrices are (in, out), as GPT-2's are; False for nanoGPT's. `biased` False: no layer and no norm
+    has a bias in `tensors`, and each gets the zeros that this stands for. Every tensor of `tensors` is accounted
     for: one that is missing, unexpected, of another shape, not of a floating type or not finite raises `ValueError`,
     all of the first three kinds at once. Tensors are copied one at a time out of a lazy mapping, and out of a plain
     dict, which is emptied: the weights are never in memory twice.
@@ -75,10 +77,12 @@ def from_gpt2_names(
     if config.n_layers > len(names):  # before a table of them is made: the config may be a stranger's
         raise ValueError(f"{source}: {config.n_layers} layers in the config, {len(names)} tensors in all")
     expected = dict(_their_shapes(config, transposed))
-    ignored = [n for n in names if n.endswith((".attn.bias", ".attn.masked_bias"))]  # causal masks of old files
+    ignored = {n for n in names if n.endswith((".attn.bias", ".attn.masked_bias"))}  # causal masks of old files
     if config.tie_embeddings and "lm_head.weight" in names:
-        ignored.append("lm_head.weight")
-        if not torch.equal(tensors[names["lm_head.weight"]], tensors[names.get("wte.weight", "lm_head.weight")]):
+        ignored.add("lm_head.weight")
+        if "wte.weight" in names and not torch.equal(
+            _pop(tensors, names["lm_head.weight"]), tensors[names["wte.weight"]]
+        ):
             raise ValueError(f"{source}: lm_head.weight differs from wte.weight though the config ties them")
     if not config.qkv_bias:  # written as zeros, or not at all
         for i in range(config.n_layers):
@@ -86,20 +90,25 @@ def from_gpt2_names(
             if name in names and tensors[names[name]].any():
                 raise ValueError(f"{source}: {name} is not zero though the config says qkv_bias false")
             del expected[name]
-            ignored.append(name)
+            ignored.add(name)
+    zeros = {} if biased else {name: expected.pop(name) for name in [*expected] if name.endswith(".bias")}
     problems = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in names]
     problems += [f"unexpected {name}" for name in names if name not in expected and name not in ignored]
     problems += [
         f"{name} is {list(found)}, the config needs {list(shape)}"
         for name, shape in expected.items()
-        if name in names and (found := tuple(tensors[names[name]].shape)) != shape
+        if name in names and (found := _shape(tensors, names[name])) != shape
     ]
     if problems:
         more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise ValueError(f"{source} does not fit its config: {'; '.join(problems[:6])}{more}")
 
+    dtype_of_zeros = dtype or (tensors[names["wte.weight"]].dtype if zeros else None)
+
     def take(name: str, turn: bool = False) -> Tensor:
-        tensor = tensors.pop(names[name]) if isinstance(tensors, dict) else tensors[names[name]]
+        if name in zeros:
+            return torch.zeros(zeros[name], dtype=dtype_of_zeros)
+        tensor = _pop(tensors, names[name])
         check_tensor(tensor, name, source)
         tensor = tensor.T if turn else tensor
         # a copy of our own: the source may be a mapped file, which a later change must neither move nor reach
@@ -124,7 +133,7 @@ def check_tensor(tensor: Tensor, name: str, source: str) -> None:
     """`ValueError` naming the tensor, unless it is of a floating type and every value is finite."""
     if not tensor.is_floating_point():
         raise ValueError(f"{source}: {name} is {tensor.dtype}, not a floating type")
-    if not tensor.sum(dtype=torch.float64).isfinite():
+    if not all(end.isfinite() for end in tensor.aminmax()):  # a NaN anywhere is both; nothing is copied
         raise ValueError(f"{source}: {name} holds NaN or infinite values")
 
 
@@ -138,11 +147,22 @@ def build_model(config: GPTConfig, state: MutableMapping[str, Tensor]) -> GPTMod
     return model.eval().requires_grad_(True)
 
 
+def _pop(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """A tensor, no longer held by a plain dict."""
+    return tensors.pop(name) if isinstance(tensors, dict) else tensors[name]
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """The shape of a tensor, not read for it where the mapping knows."""
+    known = getattr(tensors, "shape", None)
+    return tuple(tensors[name].shape if known is None else known(name))
+
+
 def _their_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Name without `transformer.` to the name it has in `tensors`."""
+    """Name without `transformer.`, and `torch.compile`'s prefix, to the name it has in `tensors`."""
     names: dict[str, str] = {}
     for name in tensors:
-        short = name.removeprefix("transformer.")
+        short = name.removeprefix("_orig_mod.").removeprefix("transformer.")
         if short in names:
             raise ValueError(f"two tensors are called {short}: {names[short]} and {name}")
         names[short] = name

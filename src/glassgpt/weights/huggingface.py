@@ -82,9 +82,7 @@ def from_config_json(values: Mapping[str, Any], source: str = "config.json") -> 
     drop_rate = values.get("resid_pdrop", 0.1)
     tied = values.get("tie_word_embeddings", True)
     try:
-        config = GPTConfig.of(
-            {**shape, "drop_rate": drop_rate, "tie_embeddings": tied, "qkv_bias": True, **ours}
-        )
+        config = GPTConfig.of({**shape, "drop_rate": drop_rate, "tie_embeddings": tied, "qkv_bias": True, **ours})
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     if values.get("n_inner") not in (None, 4 * config.emb_dim):
@@ -92,22 +90,26 @@ def from_config_json(values: Mapping[str, Any], source: str = "config.json") -> 
     return config
 
 
-def read_huggingface(directory: Path, dtype: torch.dtype | None = torch.float32) -> GPTModel:
-    """The GPT-2 in `directory`: safetensors, sharded or not, or an old `pytorch_model.bin`.
+def read_huggingface(
+    directory: Path, dtype: torch.dtype | None = torch.float32, tensors: Mapping[str, Tensor] | None = None
+) -> GPTModel:
+    """The GPT-2 in `directory`: safetensors, sharded or not, or an old `pytorch_model.bin`; or these `tensors`.
 
     Every tensor is accounted for, see `from_gpt2_names`. `dtype` None keeps the file's. Raises `FileNotFoundError`
     and `ValueError`.
     """
     config = from_config_json(read_json(directory / "config.json"), str(directory / "config.json"))
-    pickled = directory / "pytorch_model.bin"
-    tensors: Mapping[str, Tensor]
-    if pickled.exists() and not any((directory / name).exists() for name in (SINGLE_NAME, INDEX_NAME)):
-        tensors = state_dict_of(load_pickled(pickled), pickled)
-    else:
-        # the single file before an index, as `transformers` does: a model saved over a sharded one has both
-        single = directory / SINGLE_NAME
-        tensors = SafetensorsWeights(single if single.exists() else directory)
+    tensors = _tensors_in(directory) if tensors is None else tensors
     return build_model(config, from_gpt2_names(tensors, config, dtype=dtype, source=str(directory)))
+
+
+def _tensors_in(directory: Path) -> Mapping[str, Tensor]:
+    pickled = directory / "pytorch_model.bin"
+    if pickled.exists() and not any((directory / name).exists() for name in (SINGLE_NAME, INDEX_NAME)):
+        return state_dict_of(load_pickled(pickled), pickled)
+    # the single file before an index, as `transformers` does: a model saved over a sharded one has both
+    single = directory / SINGLE_NAME
+    return SafetensorsWeights(single if single.exists() else directory)
 
 
 def state_dict_of(value: Any, path: Path) -> dict[str, Tensor]:
@@ -117,4 +119,4 @@ def state_dict_of(value: Any, path: Path) -> dict[str, Tensor]:
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise ValueError(f"{path}: {str(name)[:100]!r} is a {type(tensor).__name__}, not a named tensor")
-    return dict(value)
+    return value

@@ -15,8 +15,6 @@ def map_storage(path: Path, offset: int, size: int) -> torch.UntypedStorage:
 
     The caller has checked that the file is long enough. Raises ``OSError`` when the machine cannot map it.
     """
-    if not size:
-        return torch.empty(0).untyped_storage()
     try:
         whole = torch.UntypedStorage.from_file(str(path), False, offset + size)
     except RuntimeError as error:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from glassgpt.config import GPTConfig
 from glassgpt.model import GPTModel
@@ -32,28 +31,19 @@ def is_nanogpt(value: Any) -> bool:
 def read_nanogpt(value: Mapping[str, Any], path: Path, dtype: torch.dtype | None = torch.float32) -> GPTModel:
     """The model of an unpickled `ckpt.pt`. A bias it does not have becomes the zeros it stands for.
 
-    `torch.compile`'s prefix `_orig_mod.` is dropped. Raises `ValueError` where a tensor or an argument is missing or
-    wrong.
+    `torch.compile`'s prefix `_orig_mod.` is dropped; `value` loses its weights on the way. Raises `ValueError` where
+    a tensor or an argument is missing or wrong.
     """
     arguments = value["model_args"]
     if not isinstance(arguments, Mapping) or (missing := [key for key in _ARGUMENTS if key not in arguments]):
-        raise ValueError(f"{path}: model_args lacks {missing[0]!r}: it is not a checkpoint of nanoGPT's")
-    biased = arguments.get("bias", True)
-    config = GPTConfig.of(
-        {ours: arguments[theirs] for theirs, ours in _ARGUMENTS.items()}
-        | {"qkv_bias": bool(biased), "tie_embeddings": True, "gelu": "erf"}
-    )
-    tensors = {name.removeprefix("_orig_mod."): t for name, t in state_dict_of(value["model"], path).items()}
-    if not biased:
-        tensors |= _zero_biases(tensors)
-    state = from_gpt2_names(tensors, config, transposed=False, dtype=dtype, source=str(path))
+        what = f"lacks {missing[0]!r}" if isinstance(arguments, Mapping) else f"is a {type(arguments).__name__}"
+        raise ValueError(f"{path}: model_args {what}: it is not a checkpoint of nanoGPT's")
+    biased = bool(arguments.get("bias", True))
+    shape = {ours: arguments[theirs] for theirs, ours in _ARGUMENTS.items()}
+    try:
+        config = GPTConfig.of(shape | {"qkv_bias": biased, "tie_embeddings": True, "gelu": "erf"})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    tensors = state_dict_of(value["model"], path)
+    state = from_gpt2_names(tensors, config, transposed=False, biased=biased, dtype=dtype, source=str(path))
     return build_model(config, state)
-
-
-def _zero_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A zero bias beside each weight that is one of a linear layer or a norm; query, key and value do without."""
-    return {
-        name.removesuffix("weight") + "bias": tensor.new_zeros(tensor.shape[0])
-        for name, tensor in tensors.items()
-        if name.endswith(".weight") and not name.endswith(("wte.weight", "wpe.weight", "lm_head.weight", "c_attn.weight"))
-    }

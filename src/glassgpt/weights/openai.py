@@ -49,9 +49,7 @@ def params_from_variables(variables: Mapping[str, npt.NDArray[Any]], n_layers: i
     expected = set()
     for place in _places(n_layers):
         if place.variable not in variables:
-            raise ValueError(
-                f"the checkpoint has no {place.variable}: it is not a GPT-2 of {n_layers} layers"
-            )
+            raise ValueError(f"the checkpoint has no {place.variable}: it is not a GPT-2 of {n_layers} layers")
         expected.add(place.variable)
         array = variables[place.variable]
         _put(params, place.keys, array[0] if array.ndim == 3 and len(array) == 1 else array)
@@ -120,9 +118,7 @@ def _put(params: dict[str, Any], keys: tuple[str | int, ...], array: npt.NDArray
     target[keys[-1]] = array
 
 
-def _leaves(
-    tree: Any, at: tuple[str | int, ...] = ()
-) -> Iterator[tuple[tuple[str | int, ...], npt.NDArray[Any]]]:
+def _leaves(tree: Any, at: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], npt.NDArray[Any]]]:
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from _leaves(value, (*at, key))

@@ -347,9 +347,7 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, _Location]]:
     entries = _read_zip_entries(file)
     pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
-        raise ValueError(
-            f"a zip archive, but not of torch.save: it has {len(pickles)} data.pkl instead of one"
-        )
+        raise ValueError(f"a zip archive, but not of torch.save: it has {len(pickles)} data.pkl instead of one")
     folder = pickles[0].removesuffix("data.pkl")
 
     def content(name: str, limit: int) -> bytes:
@@ -413,14 +411,10 @@ def _read_zip_entries(file: BinaryIO) -> dict[str, _Location]:
         name = raw_name.decode()
         # Names are only compared, never used as paths; but a name that looks like a path trick is one.
         if name in entries or not name.isprintable() or "\\" in name or ".." in name or name.startswith("/"):
-            raise ValueError(
-                f"zip entry {name[:100]!r} is there twice, or its name is not one that torch.save writes"
-            )
+            raise ValueError(f"zip entry {name[:100]!r} is there twice, or its name is not one that torch.save writes")
         # Bit 3 says that the sizes follow the content, bit 11 that names are UTF-8; others encrypt.
         if method != 0 or flags & ~0x808 or stored != size:
-            raise ValueError(
-                f"zip entry {name[:100]!r} is compressed or encrypted, which torch.save never does"
-            )
+            raise ValueError(f"zip entry {name[:100]!r} is compressed or encrypted, which torch.save never does")
         signature, local_name_size, local_extra_size = read("<4s22x2H", start)
         content = start + 30 + local_name_size + local_extra_size
         if signature != b"PK\3\4" or file.read(local_name_size) != raw_name:
@@ -460,11 +454,7 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, _Location]]:
     if program.read(2)[:1] != b"\x80" or _run_pickle(program, {}) != _LEGACY_MAGIC:
         raise ValueError("not a file of torch.save")
     version, machine = _run_pickle(program, {}), _run_pickle(program, {})
-    if (
-        version != _LEGACY_VERSION
-        or not isinstance(machine, dict)
-        or machine.get("little_endian") is not True
-    ):
+    if version != _LEGACY_VERSION or not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise ValueError("written by an unknown version of torch.save or on a big-endian machine")
     root = _run_pickle(program, storages)
     order = _run_pickle(program, {})
@@ -534,9 +524,7 @@ class _Builder:
             raise ValueError(f"a tensor reads element {last} of a storage of {available} elements")
         if math.prod(shape) > available:
             # A stride of 0 makes one element a tensor of any size; a copy of it would fill the memory.
-            raise ValueError(
-                f"a tensor of {math.prod(shape)} elements in a storage of {available}; save a clone of it"
-            )
+            raise ValueError(f"a tensor of {math.prod(shape)} elements in a storage of {available}; save a clone of it")
         return torch.empty(0, dtype=claim.dtype).set_(storage, claim.offset, shape, stride)
 
     def _storage(self, claim: _Storage) -> torch.UntypedStorage:
@@ -547,9 +535,7 @@ class _Builder:
         if location is None or location.size != size:
             raise ValueError(f"storage {claim.key[:100]!r} of {size} bytes is missing or has another size")
         if location.crc32 and self._crc32(location) != location.crc32:
-            raise ValueError(
-                f"wrong checksum for storage {claim.key[:100]!r}; the file is damaged, fetch it again"
-            )
+            raise ValueError(f"wrong checksum for storage {claim.key[:100]!r}; the file is damaged, fetch it again")
         storage = map_storage(self._path, location.offset, size)
         if claim.dtype == torch.bool:
             check_bools(storage)

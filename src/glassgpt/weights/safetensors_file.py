@@ -77,8 +77,6 @@ class SafetensorsWeights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self._entries[name]
-        if not entry.size:
-            return torch.empty(entry.shape, dtype=entry.dtype)
         storage = map_storage(entry.path, entry.offset, entry.size)
         if entry.dtype == torch.bool:
             try:
@@ -117,18 +115,14 @@ def resolve_shards(directory: str | Path) -> dict[str, Path]:
     names: dict[str, set[str]] = {}
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str):
-            raise ValueError(
-                f"{index}: tensor {tensor[:100]!r} is not in a file but in a {type(shard).__name__}"
-            )
+            raise ValueError(f"{index}: tensor {tensor[:100]!r} is not in a file but in a {type(shard).__name__}")
         names.setdefault(shard, set()).add(tensor)
     for shard, listed in names.items():
         path = _shard_path(directory, shard)
         held = set(_read_header(path))
         for wrong, problem in [(listed - held, "lacks"), (held - listed, "also holds")]:
             if wrong:
-                raise ValueError(
-                    f"{path}: {problem} tensor {min(wrong)[:100]!r}, other than {index.name} says"
-                )
+                raise ValueError(f"{path}: {problem} tensor {min(wrong)[:100]!r}, other than {index.name} says")
     return {tensor: directory / shard for tensor, shard in weight_map.items()}
 
 
@@ -176,9 +170,7 @@ def _parse_header(path: Path, text: bytes, data_size: int) -> dict[str, _Entry]:
             case _:
                 raise ValueError(f"tensor {name[:100]!r} has no type, shape and place")
         if dtype not in _DTYPES:
-            raise ValueError(
-                f"tensor {name[:100]!r} has type {dtype[:100]!r}; known are {', '.join(_DTYPES)}"
-            )
+            raise ValueError(f"tensor {name[:100]!r} has type {dtype[:100]!r}; known are {', '.join(_DTYPES)}")
         if len(shape) > _MAX_RANK or any(type(n) is not int or not 0 <= n < 2**48 for n in shape):
             raise ValueError(f"tensor {name[:100]!r} has an impossible shape")
         size = math.prod(shape) * _DTYPES[dtype].itemsize

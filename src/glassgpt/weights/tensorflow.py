@@ -98,16 +98,12 @@ class TensorFlowCheckpoint(Mapping[str, npt.NDArray[Any]]):
             shard: _map_shard(self._shard_path(shard), self._entries_of(shard))
             for shard in sorted({entry.shard for entry in self._entries.values() if not entry.sliced})
         }
-        self._names = {
-            key.decode(): entry for key, entry in self._entries.items() if not key.startswith(_SLICE_KEY)
-        }
+        self._names = {key.decode(): entry for key, entry in self._entries.items() if not key.startswith(_SLICE_KEY)}
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         entry = self._names[name]
         if entry.sliced:
-            raise ValueError(
-                f"{self._prefix}: variable {name!r} is partitioned; save it whole to read it here"
-            )
+            raise ValueError(f"{self._prefix}: variable {name!r} is partitioned; save it whole to read it here")
         if entry.dtype not in _NUMPY_DTYPES:
             raise ValueError(f"{self._prefix}: variable {name!r} has unsupported type {self.dtype(name)}")
         dtype = _NUMPY_DTYPES[entry.dtype]
@@ -125,9 +121,7 @@ class TensorFlowCheckpoint(Mapping[str, npt.NDArray[Any]]):
         if entry.dtype == _BFLOAT16:
             return _read_only((raw.view(dtype).astype(np.uint32) << 16).view(np.float32).reshape(entry.shape))
         if dtype == np.bool_ and raw.max() > 1:
-            raise ValueError(
-                f"{self._shard_path(entry.shard)}: {name!r} holds bytes that are neither true nor false"
-            )
+            raise ValueError(f"{self._shard_path(entry.shard)}: {name!r} holds bytes that are neither true nor false")
         array = raw.view(dtype).reshape(entry.shape)
         return array if array.flags.aligned else _read_only(array.copy())
 
@@ -237,30 +231,30 @@ def _read_table(table: bytes) -> dict[bytes, bytes]:
     index_handle, position = _read_handle(footer, position)
     if any(footer[position : -len(_TABLE_MAGIC)]):
         raise ValueError("damaged footer; fetch it again")
-    data_handles = []
-    for handle in _read_block(table, index_handle).values():
-        data_handle, end = _read_handle(handle, 0)
-        if end != len(handle):
-            raise ValueError("damaged block handle")
-        data_handles.append(data_handle)
-    _read_block(table, meta_handle)  # empty in this format, but its checksum has to hold
-    # Blocks follow each other without a gap from the first byte to the footer: no byte escapes the checksums.
+    pairs: dict[bytes, bytes] = {}
     end = 0
-    for offset, size in [*data_handles, meta_handle, index_handle]:
-        if offset != end:
-            raise ValueError(f"a block starts at byte {offset} instead of {end}; the file is damaged")
-        end = offset + size + _BLOCK_TRAILER_BYTES
+    for _, handle in _pairs(_read_block(table, index_handle)):
+        data_handle, _ = _read_handle(handle, 0)
+        end = _follow(end, data_handle)
+        for key, value in _pairs(_read_block(table, data_handle)):
+            if pairs and key <= next(reversed(pairs)):
+                raise ValueError("keys are out of order")
+            pairs[key] = value
+            if len(pairs) > _MAX_VARIABLES:
+                raise ValueError(f"more than {_MAX_VARIABLES} variables")
+    _read_block(table, meta_handle)  # empty in this format, but its checksum has to hold
+    end = _follow(_follow(end, meta_handle), index_handle)
     if end != len(table) - _FOOTER_BYTES:
         raise ValueError(f"the last block ends at byte {end}, not at the footer; the file is damaged")
-    pairs: dict[bytes, bytes] = {}
-    for data_handle in data_handles:
-        block = _read_block(table, data_handle)
-        if pairs and block and next(iter(block)) <= next(reversed(pairs)):
-            raise ValueError("keys are out of order")
-        pairs |= block
-        if len(pairs) > _MAX_VARIABLES:
-            raise ValueError(f"more than {_MAX_VARIABLES} variables")
     return pairs
+
+
+def _follow(end: int, handle: tuple[int, int]) -> int:
+    """Return where a block ends; blocks lie side by side, so that no byte of the file escapes the checksums."""
+    offset, size = handle
+    if offset != end:
+        raise ValueError(f"a block starts at byte {offset} instead of {end}; the file is damaged")
+    return offset + size + _BLOCK_TRAILER_BYTES
 
 
 def _read_handle(data: bytes, position: int) -> tuple[tuple[int, int], int]:
@@ -269,7 +263,7 @@ def _read_handle(data: bytes, position: int) -> tuple[tuple[int, int], int]:
     return (offset, size), position
 
 
-def _read_block(table: bytes, handle: tuple[int, int]) -> dict[bytes, bytes]:
+def _read_block(table: bytes, handle: tuple[int, int]) -> bytes:
     offset, size = handle
     end = offset + size
     if end + _BLOCK_TRAILER_BYTES > len(table) - _FOOTER_BYTES:
@@ -278,20 +272,16 @@ def _read_block(table: bytes, handle: tuple[int, int]) -> dict[bytes, bytes]:
     if _masked_crc32c(table[offset : end + 1]) != int.from_bytes(table[end + 1 : end + 5], "little"):
         raise ValueError("wrong checksum; the file is damaged, fetch it again")
     if table[end] != 0:
-        raise ValueError(
-            "compressed; save the checkpoint again with TensorFlow 1.2 or later, which does not compress"
-        )
-    return _read_pairs(table[offset:end])
+        raise ValueError("compressed, which TensorFlow does not do to an index; save the checkpoint again")
+    return table[offset:end]
 
 
-def _read_pairs(block: bytes) -> dict[bytes, bytes]:
-    # After the pairs come the offsets of those with a whole key, for binary search, and the number of
-    # offsets.
+def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+    # After the pairs come the offsets of those with a whole key, for binary search, and the number of offsets.
     num_restarts = int.from_bytes(block[-4:], "little")
     limit = len(block) - 4 - 4 * num_restarts
     if limit < 0:
         raise ValueError("damaged block: more restart points than bytes")
-    pairs: dict[bytes, bytes] = {}
     key, position = b"", 0
     while position < limit:
         shared, position = _read_varint(block, position)
@@ -300,14 +290,9 @@ def _read_pairs(block: bytes) -> dict[bytes, bytes]:
         end = position + unshared + value_size
         if shared > len(key) or shared + unshared > _MAX_NAME_BYTES or end > limit:
             raise ValueError("damaged block: a key or value outside its bounds")
-        previous, key = key, key[:shared] + block[position : position + unshared]
-        if pairs and key <= previous:
-            raise ValueError("keys are out of order")
-        pairs[key] = block[position + unshared : end]
-        if len(pairs) > _MAX_VARIABLES:
-            raise ValueError(f"more than {_MAX_VARIABLES} variables")
+        key = key[:shared] + block[position : position + unshared]
+        yield key, block[position + unshared : end]
         position = end
-    return pairs
 
 
 def _masked_crc32c(data: bytes | npt.NDArray[Any]) -> int:
@@ -379,9 +364,7 @@ def _read_header(message: bytes) -> int:
         elif number == 3:
             for version_number, version in _fields(_message(value)):
                 if version_number == 2 and _number(version) > 1:  # min_consumer
-                    raise ValueError(
-                        f"asks for a reader of bundle version {version!r}; this one knows version 1"
-                    )
+                    raise ValueError(f"asks for a reader of bundle version {version!r}; this one knows version 1")
     if not 1 <= num_shards <= 99_999:
         raise ValueError(f"says it has {num_shards} data files")
     return num_shards

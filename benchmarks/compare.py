@@ -1,0 +1,210 @@
+"""Times glassgpt and its peers on the same work, taking turns, and prints one table of medians.
+
+    python benchmarks/compare.py decode [--rounds 3] [--threads N]
+    python benchmarks/compare.py train [--nanogpt CHECKOUT] [--shape small|124M] [--rounds 3]
+
+Weights are random: speed does not depend on them. Every contender runs in a fresh process, which also measures its
+peak memory.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PROMPT, NEW = [15496, 11, 314, 716], 200
+SHAPES = {
+    "small": (384, 6, 6, 8),
+    "124M": (768, 12, 12, 4),
+}  # width, heads, layers, batch; 256 tokens, GPT-2's vocabulary
+LENGTH = 256
+
+DECODERS = ("glassgpt naive", "transformers eager", "glassgpt cached")
+TRAINERS = ("nanoGPT", "transformers", "glassgpt float32", "glassgpt bfloat16")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("work", choices=("decode", "train", "one"))
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default: 3)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
+    parser.add_argument("--shape", choices=SHAPES, help="default: both")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work == "one":
+        return one(arguments)
+    if arguments.work == "decode":
+        compare("decode, 124M, 4 + 200 tokens", DECODERS, [], arguments, base="transformers eager")
+        return 0
+    trainers = list(TRAINERS)
+    if arguments.nanogpt is None:
+        trainers.remove("nanoGPT")
+        print("nanoGPT is left out: give its checkout with --nanogpt")
+    import torch
+
+    if not torch.cpu.get_capabilities().get("amx_bf16"):
+        trainers.remove("glassgpt bfloat16")
+    for shape in [arguments.shape] if arguments.shape else SHAPES:
+        width, _, layers, batch = SHAPES[shape]
+        title = f"train, {layers} layers x {width}, {batch} x {LENGTH} tokens, forward + backward + clip + AdamW"
+        compare(title, trainers, ["--shape", shape], arguments, base=trainers[0])
+    return 0
+
+
+def compare(
+    title: str,
+    contenders: list[str] | tuple[str, ...],
+    extra: list[str],
+    given: argparse.Namespace,
+    base: str,
+) -> None:
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    for _ in range(given.rounds):
+        for name in contenders:
+            command = [
+                sys.executable,
+                __file__,
+                "one",
+                "--contender",
+                name,
+                "--threads",
+                str(given.threads),
+                *extra,
+            ]
+            if given.nanogpt:
+                command += ["--nanogpt", str(given.nanogpt)]
+            done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+            if done.returncode:
+                sys.exit(f"{name} failed:\n{done.stderr}")
+            results[name].append(json.loads(done.stdout.splitlines()[-1]))
+    medians = {name: statistics.median(r["rate"] for r in rows) for name, rows in results.items()}
+    print(f"\n{title}; {given.threads} threads, medians of {given.rounds} turns\n")
+    print(f"| {'contender':<20} | tokens/s | x {base} | peak memory |")
+    print(f"|{'-' * 22}|---------:|{'-' * (len(base) + 3)}:|------------:|")
+    for name, rows in results.items():
+        memory = max(r["memory"] for r in rows)
+        ratio = f"{medians[name] / medians[base]:.2f}"
+        print(f"| {name:<20} | {medians[name]:>8.1f} | {ratio:>{len(base) + 2}} | {memory:>8.2f} GB |")
+
+
+def one(given: argparse.Namespace) -> int:
+    import torch
+
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    if given.contender in DECODERS:
+        rate = decode_rate(given.contender)
+    else:
+        rate = train_rate(given.contender, given.shape, given.nanogpt)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(json.dumps({"rate": rate, "memory": memory / 1e9}))
+    return 0
+
+
+def decode_rate(contender: str) -> float:
+    """New tokens per second, greedy, after a warm-up."""
+    import torch
+
+    if contender == "transformers eager":
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        model = GPT2LMHeadModel(GPT2Config()).eval()
+
+        def run(n: int) -> None:
+            ids = torch.tensor([PROMPT])
+            with torch.inference_mode():
+                options = dict(max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=50256)
+                model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+
+    else:
+        from glassgpt import GPTModel, Tokenizer, complete
+        from glassgpt.config import preset
+        from glassgpt.generation.decoder import CachedDecoder, NaiveDecoder
+
+        ours = GPTModel(preset("gpt2")).eval()
+        tokenizer = Tokenizer.gpt2()
+        kind = NaiveDecoder if contender == "glassgpt naive" else CachedDecoder
+
+        def run(n: int) -> None:
+            options = dict(max_new_tokens=n, temperature=0, ignore_eot=True, decoder=kind(ours))
+            complete(ours, tokenizer, [PROMPT], **options)
+
+    run(8)
+    start = time.perf_counter()
+    run(NEW)
+    return NEW / (time.perf_counter() - start)
+
+
+def train_rate(contender: str, shape: str, nanogpt: Path | None) -> float:
+    """Tokens per second of whole steps, the median of those after the first two."""
+    import torch
+
+    width, heads, layers, batch = SHAPES[shape]
+    x, y = (torch.randint(0, 50257, (batch, LENGTH)) for _ in range(2))
+    step = trainer(contender, width, heads, layers, nanogpt)
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        step(x, y)
+        times.append(time.perf_counter() - start)
+    return batch * LENGTH / statistics.median(times[2:])
+
+
+def trainer(contender: str, width: int, heads: int, layers: int, nanogpt: Path | None) -> Callable[..., None]:
+    import torch
+
+    if contender.startswith("glassgpt"):
+        from glassgpt import GPTConfig
+        from glassgpt.device import DTYPES
+        from glassgpt.training.optimizer import build_optimizers
+        from glassgpt.training.settings import Settings
+        from glassgpt.training.step import initial_model, take_step
+
+        sizes = dict(emb_dim=width, n_heads=heads, n_layers=layers, context_length=LENGTH)
+        config = GPTConfig(**sizes, drop_rate=0.0, qkv_bias=True, tie_embeddings=True)
+        ours, settings = initial_model(config, 0), Settings(optimizer="adamw")
+        optimizers = build_optimizers(ours, settings)
+        dtype = DTYPES[contender.split()[1]]
+        return lambda x, y: take_step(ours, optimizers, (x, y), 0, settings, dtype)
+
+    if contender == "nanoGPT":
+        assert nanogpt is not None
+        sys.path.insert(0, str(nanogpt))
+        from model import GPT, GPTConfig
+
+        sizes = dict(n_embd=width, n_head=heads, n_layer=layers, block_size=LENGTH, vocab_size=50257)
+        model = GPT(GPTConfig(**sizes, dropout=0.0, bias=True))
+        optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), "cpu")
+
+        def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return model(x, y)[1]
+    else:
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        sizes = dict(n_embd=width, n_head=heads, n_layer=layers, n_positions=LENGTH)
+        model = GPT2LMHeadModel(GPT2Config(**sizes, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1)
+
+        def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return model(x, labels=x).loss
+
+    model.train()
+
+    def step(x: torch.Tensor, y: torch.Tensor) -> None:
+        loss_of(x, y).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+if __name__ == "__main__":
+    sys.exit(main())
