@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
 
 from glassgpt import GPTModel, Tokenizer, checkpoint, load_model, save_model
 from glassgpt.model import generate_text_simple
@@ -207,6 +208,17 @@ def test_a_model_without_a_tokenizer_takes_one(tmp_path: Path, tiny_model: Make,
         assert tokenizer.fingerprint == tiny_tokenizer.fingerprint
 
 
+@pytest.mark.parametrize("vocab_size", [50257, 50304])
+def test_a_vocabulary_of_gpt2s_size_is_gpt2s(
+    tmp_path: Path, tiny_model: Make, tokenizers_by_kind: dict[str, Tokenizer], vocab_size: int
+) -> None:
+    """nanoGPT pads GPT-2's vocabulary to 50304, and writes no tokenizer."""
+    gpt2 = tokenizers_by_kind["gpt2"]
+    save_model(tiny_model(vocab_size=vocab_size, emb_dim=2, n_heads=1, n_layers=1), gpt2, tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    assert load_model(tmp_path)[1].fingerprint == gpt2.fingerprint
+
+
 def test_a_tokenizer_with_more_tokens_than_the_model(
     tmp_path: Path, tiny_model: Make, tiny_tokenizer: Tokenizer, tokenizers_by_kind: dict[str, Tokenizer]
 ) -> None:
@@ -241,6 +253,18 @@ def test_a_full_disk_leaves_the_old_model_as_it_was(
     with pytest.raises(OSError, match="No space left"):
         save_model(tiny_model(vocab_size=257), tiny_tokenizer, tmp_path / "new")
     assert not (tmp_path / "new" / "config.json").exists()
+
+
+def test_an_error_of_the_librarys_own_kind_is_the_oserror_it_is(
+    tmp_path: Path, tiny_model: Make, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match=r"model\.safetensors.*: Error while serializing: No space left on device"):
+        save_model(tiny_model(vocab_size=257), tiny_tokenizer, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("fails_at", range(1, 6))
@@ -301,4 +325,6 @@ def test_the_files_say_what_they_are(tmp_path: Path, tiny_model: Make, tiny_toke
     read = {name: json.loads((tmp_path / name).read_text(encoding="utf-8")) for name in FILES if "json" in name}
     assert read["config.json"]["architectures"] == ["GPT2LMHeadModel"]
     assert read["generation_config.json"] == {"bos_token_id": 256, "eos_token_id": 256}
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}  # without it older releases of transformers refuse the file
     assert b"\r" not in b"".join(contents(tmp_path)[name] for name in read)

@@ -75,6 +75,19 @@ def test_a_whole_directory(tmp_path: Path) -> None:
     assert (path / "deep" / "file").read_bytes() == b"x"
 
 
+def test_what_a_killed_process_of_the_same_number_left_is_cleared_away(tmp_path: Path) -> None:
+    """In a container every process may be number 1, and so would find its own name taken."""
+    left = tmp_path / f".state.{os.getpid()}.tmp"
+    left.mkdir()
+    (left / "half").write_bytes(b"x")
+    with replacing(tmp_path / "state") as temporary:
+        assert temporary == left
+        temporary.mkdir()
+        (temporary / "file").write_bytes(b"y")
+    assert names(tmp_path) == ["state"]
+    assert names(tmp_path / "state") == ["file"]
+
+
 def test_everything_is_on_the_disk_before_the_rename_and_the_rename_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -270,6 +270,7 @@ def test_attention_weights_are_probabilities_and_the_future_has_exactly_none(
     seen = causal_mask(16, window).expand_as(weights)
     assert (weights[~seen] == 0).all()
     assert (weights[seen] > 0).all()
+    assert (attend.weights(x * 1e4)[~seen] == 0).all()  # a finite mask value is outbid by scores this large
     values = attend.W_value(x).view(2, 16, 3, 4).transpose(1, 2)
     merged = attend.out_proj((weights @ values).transpose(1, 2).reshape(2, 16, 12))
     torch.testing.assert_close(merged, attend(x), atol=1e-5, rtol=1e-5)
@@ -369,6 +370,12 @@ def test_dropout_acts_in_training_alone_and_everywhere_it_should(tiny_model: Mak
     model, ids = tiny_model(attention=attention, drop_rate=0.5), torch.randint(97, (2, 9))
     assert torch.equal(model(ids), model(ids))
     model.train()
+    acts: list[torch.nn.Module] = []
+    hooks = [block.drop_shortcut.register_forward_hook(lambda m, *_: acts.append(m)) for block in model.trf_blocks]
+    model(ids)
+    assert acts == [block.drop_shortcut for block in model.trf_blocks for _ in range(2)]  # on both shortcuts
+    for hook in hooks:
+        hook.remove()
     dropouts = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout)}
     assert len(dropouts) == 1 + 2 * 2
     assert all(m.p == 0.5 for m in dropouts.values())

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from glassgpt.files import replacing, write_text
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.weights.download import Progress, resolve_model
+from glassgpt.weights.download import resolve_model
+from glassgpt.weights.fetch import Progress
 from glassgpt.weights.formats import read_model
 from glassgpt.weights.gpt2_names import to_gpt2_names
 from glassgpt.weights.huggingface import to_config_json
@@ -34,10 +37,18 @@ def save_model(model: GPTModel, tokenizer: Tokenizer, directory: str | Path) -> 
     state = {name.replace("_orig_mod.", ""): tensor for name, tensor in model.state_dict().items()}
     with replacing(directory / "model.safetensors") as temporary:
         # the large file first: a full disk stops here, with nothing in the directory changed
-        save_file(to_gpt2_names(state, model.config), temporary, metadata={"format": "pt"})
+        write_tensors(to_gpt2_names(state, model.config), temporary, metadata={"format": "pt"})
         write_text(directory / "config.json", json.dumps(to_config_json(model.config, eot), indent=2) + "\n")
         write_text(directory / "generation_config.json", json.dumps(generation, indent=2) + "\n")
         tokenizer.save(directory)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file; a full disk is the `OSError` that it is, not an error of the library's own kind."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from None
 
 
 def load_model(
@@ -59,19 +70,23 @@ def load_model(
     line, where there is no model or a damaged one.
     """
     path = resolve_model(model, weights_dir=weights_dir, progress=progress)
-    source = read_model(path, dtype=dtype, n_heads=n_heads)
-    found = source.tokenizer
-    if isinstance(tokenizer, Tokenizer):
-        found = tokenizer
-    elif tokenizer is not None:
-        found = Tokenizer.load(tokenizer)
-    if found is None and 50257 <= source.model.config.vocab_size <= 50304:
-        found = Tokenizer.gpt2()  # nanoGPT pads GPT-2's vocabulary to 50304
-    if found is None:
-        raise ValueError(f"{path} comes without a tokenizer: give the directory of one (--tokenizer)")
-    if found.n_vocab > source.model.config.vocab_size:
+    found = read_model(path, dtype=dtype, n_heads=n_heads)
+    vocab_size = found.config.vocab_size
+    if tokenizer is None:
+        tokenizer = _tokenizer_beside(path, vocab_size)
+    elif not isinstance(tokenizer, Tokenizer):
+        tokenizer = Tokenizer.load(tokenizer)
+    if tokenizer.n_vocab > vocab_size:
         raise ValueError(
-            f"{path}: the tokenizer has {found.n_vocab} tokens, the model {source.model.config.vocab_size}; "
-            "they are not of one model"
+            f"{path}: the tokenizer has {tokenizer.n_vocab} tokens, the model {vocab_size}; they are not of one model"
         )
-    return source.model.to(device), found
+    return found.to(device), tokenizer
+
+
+def _tokenizer_beside(path: Path, vocab_size: int) -> Tokenizer:
+    directory = path if path.is_dir() else path.parent
+    if any((directory / name).exists() for name in ("tokenizer.json", "vocab.json", "encoder.json")):
+        return Tokenizer.load(directory)
+    if 50257 <= vocab_size <= 50304:  # nanoGPT pads GPT-2's vocabulary to 50304
+        return Tokenizer.gpt2()
+    raise ValueError(f"{path} comes without a tokenizer: give the directory of one to glassgpt import (--tokenizer)")

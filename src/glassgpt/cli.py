@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
+import itertools
 import json
+import logging
+import math
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from glassgpt.config import PRESETS
@@ -18,6 +24,7 @@ from glassgpt.training.settings import Settings
 if TYPE_CHECKING:
     from glassgpt.model import GPTModel
     from glassgpt.tokenizer import Tokenizer
+    from glassgpt.weights.proof import Proof
 
 DONE, FAILED, MISUSED = 0, 1, 2
 """Exit codes: it worked; it could not be done; it was asked wrongly."""
@@ -25,10 +32,17 @@ DONE, FAILED, MISUSED = 0, 1, 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Errors that a user can cause are one line on standard error."""
+    _mend_streams()
+    if logging.lastResort is not None:  # what prints where nobody has set up logging
+        logging.lastResort.setFormatter(logging.Formatter("glassgpt: warning: %(message)s"))
+    # Read by OpenMP when torch is loaded. Its threads else spin while they wait: with one other busy process on two
+    # cores, a training step then takes a hundred times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     arguments = _parser().parse_args(argv)
-    warnings.showwarning = _show_warning
     try:
-        code: int = arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -36,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left, `| head` for one: nothing more to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         return _say(_one_line(error), MISUSED)
     except (OSError, RuntimeError, MemoryError, ImportError) as error:
         return _say(_one_line(error), FAILED)
@@ -67,7 +81,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(dataclasses.asdict(result))
     elif result.finished:
-        print(f'next: glassgpt generate {result.directory} "Once upon a time"', file=sys.stderr)
+        print(f'next: glassgpt generate {shlex.quote(str(result.directory))} "Once upon a time"', file=sys.stderr)
     return DONE if result.finished else FAILED
 
 
@@ -77,8 +91,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     set_threads(arguments.threads)
     with _shown(arguments) as progress:
-        demo(arguments.out, arguments.seconds, progress, sys.stdout)
-    return DONE
+        result = demo(arguments.out, arguments.seconds, progress, sys.stdout)
+    return DONE if result.finished else FAILED
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -106,12 +120,13 @@ def _chat(arguments: argparse.Namespace) -> int:
     options["stop"] = [*options["stop"], "\nYou:"]
     with contextlib.suppress(ImportError):  # line editing and history, where the platform has them
         __import__("readline")
-    print("A base model continues the text of this talk. /reset forgets it, /quit or Ctrl-D ends.")
+    print("A base model continues the text of this talk.")
+    print("/reset forgets it, Ctrl-C stops an answer, /quit or Ctrl-D ends.")
     text = ""
     while True:
         try:
             line = input("You: ")
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             print()
             return DONE
         if line.strip() in ("/quit", "/exit"):
@@ -119,8 +134,13 @@ def _chat(arguments: argparse.Namespace) -> int:
         if line.strip() == "/reset":
             text = ""
             continue
-        text += f"You: {line}\nGPT:"
-        text += _write_stream("GPT:", model, tokenizer, text, options) + "\n"
+        asked = f"{text}You: {line}\nGPT:"
+        try:
+            text = asked + _write_stream("GPT:", model, tokenizer, asked, options) + "\n"
+        except ValueError as error:  # a character that the vocabulary lacks, or too long a talk: the line is forgotten
+            _say(_one_line(error), FAILED)
+        except KeyboardInterrupt:
+            continue
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -155,15 +175,14 @@ def _explain(arguments: argparse.Namespace) -> int:
         from glassgpt.files import replacing
 
         maps = attention_maps(model, tokenizer.encode(arguments.prompt))
-        with replacing(arguments.out) as temporary:
+        with replacing(arguments.out) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is a box in the picture
             plot_attention(maps, [place.text for place in places]).savefig(temporary, format="png")
         print(f"attention maps: {arguments.out}", file=sys.stderr)
     return DONE
 
 
 def _download(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from glassgpt.weights.download import download_openai_gpt2, files_to_fetch, resolve_model
 
     if arguments.print_urls:
@@ -202,21 +221,29 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    import torch
+
     from glassgpt.checkpoint import load_model, save_model
     from glassgpt.weights.proof import prove
 
     out = arguments.out
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if arguments.to != "gguf" and (arguments.type or arguments.name):
+        raise ValueError(f"--type and --name are for --to gguf, not for {arguments.to}: leave them out")
+    if out.exists() and (arguments.to != "huggingface" or not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists: choose a new name")
-    model, tokenizer = load_model(arguments.model)
+    rounded = False
+    with _download_bar() as progress:
+        keep = arguments.to == "huggingface"  # the file's own dtype; the others are made from float32
+        model, tokenizer = load_model(arguments.model, dtype=None if keep else torch.float32, progress=progress)
     if arguments.to == "huggingface":
         save_model(model, tokenizer, out)
-        proof = prove(model, load_model(out)[0])
+        proof = prove(model.float(), load_model(out)[0])
     elif arguments.to == "gguf":
         from glassgpt.weights.gguf import read_gguf, write_gguf
 
-        write_gguf(model, tokenizer, out, arguments.type, arguments.name or out.stem)
-        proof = prove(model, read_gguf(out)[0])
+        write_gguf(model, tokenizer, out, arguments.type or "f32", arguments.name or out.stem)
+        proof = prove(model, read_gguf(out))
+        rounded = arguments.type in ("f16", "q8_0") or model.config.gelu == "erf"
         if model.config.gelu == "erf":
             print("note: this model computes the erf form of GELU, llama.cpp the tanh form", file=sys.stderr)
     elif arguments.to == "book":
@@ -224,20 +251,22 @@ def _export(arguments: argparse.Namespace) -> int:
 
         write_book(model, out)
         proof = prove(model, load_model(out, tokenizer=tokenizer, n_heads=model.config.n_heads)[0])
-        print(f"cfg = {book_dict(model.config)}")
+        print(f"cfg = {book_dict(model.config)}", file=sys.stderr if arguments.json else sys.stdout)
     else:
         from glassgpt.weights.onnx import write_onnx
 
         proof = write_onnx(model, out)
-    return _say_proof(arguments, model, proof)
+    return _say_proof(arguments, model, proof, rounded)
 
 
-def _say_proof(arguments: argparse.Namespace, model: GPTModel, proof: Any) -> int:
+def _say_proof(arguments: argparse.Namespace, model: GPTModel, proof: Proof, rounded: bool = False) -> int:
     if arguments.json:
         _print_json(dataclasses.asdict(proof) | {"out": arguments.out, "config": model.config.to_dict()})
     else:
         print(f"{arguments.out}: {model.config.n_parameters():,} parameters")
         print(f"proof: {proof}")
+    if not proof.holds(rounded=rounded):
+        return _say(f"{arguments.out} does not compute what its source computes: do not use it", FAILED)
     return DONE
 
 
@@ -270,7 +299,8 @@ def _download_bar() -> Iterator[Callable[[int, int | None], None]]:
     try:
         yield progress
     finally:
-        bar.stop()
+        if bar.live.is_started:  # one that never was would still end with an empty line
+            bar.stop()
 
 
 def _sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -290,16 +320,20 @@ def _sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def _write_stream(shown: str, model: GPTModel, tokenizer: Tokenizer, prompt: str, options: dict[str, Any]) -> str:
     """Print what follows `prompt` after the text `shown`, piece by piece; returns it."""
     from glassgpt.generation.generate import stream
+    from glassgpt.training.terminal import visible
 
     pieces = stream(model, tokenizer, prompt, **options)
-    sys.stdout.write(shown)
+    # a file gets the text as it is; a terminal would obey the control characters in it
+    show = visible if sys.stdout.isatty() else str
     text = ""
-    for piece in pieces:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-        text += piece
-    sys.stdout.write("\n")
-    return text
+    try:
+        for piece in itertools.chain((shown,), pieces):
+            sys.stdout.write(show(piece))
+            sys.stdout.flush()
+            text += piece
+    finally:
+        sys.stdout.write("\n")  # after Ctrl-C, too: what comes next begins a line
+    return text.removeprefix(shown)
 
 
 @contextlib.contextmanager
@@ -325,18 +359,29 @@ def _given(arguments: argparse.Namespace, fields_of: type[Any]) -> dict[str, Any
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, default=str))
+    text = json.dumps(value, default=str)
+    print(json.dumps(json.loads(text, parse_constant=lambda _: None)))  # JSON knows neither NaN nor infinity: null
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError) and error.filename is not None:
-        return f"{error.filename}: no such file or directory"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename2 or error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _say(text: str, code: int) -> int:
     print(f"glassgpt: {text}", file=sys.stderr)
     return code
+
+
+def _mend_streams() -> None:
+    """Printing never fails for want of a letter in the terminal's encoding, or of a stream (`>&-`)."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -350,7 +395,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; the usage is one `--help` away."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(MISUSED, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(MISUSED, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
 
     def _print_message(self, message: str, file: IO[str] | None = None) -> None:  # type: ignore[override]
         with contextlib.suppress(BrokenPipeError):
@@ -364,19 +409,25 @@ def _parser() -> argparse.ArgumentParser:
     demo = _command(
         commands, "demo", _demo, "train a small GPT on Python's own manual for a minute, and watch it write"
     )
-    demo.add_argument("--out", default="runs/demo", help="directory of the run (default: %(default)s)")
-    demo.add_argument("--seconds", type=float, default=60.0, help="time to train, in seconds (default: %(default)g)")
+    demo.add_argument("--out", default="runs/demo", metavar="DIR", help="directory of the run (default: %(default)s)")
+    demo.add_argument("--seconds", type=_above_zero, default=60.0, help="time to train (default: %(default)g)")
     _machine_options(demo, device=False)
     demo.set_defaults(json=False)
 
     train = _command(commands, "train", _train, "train a GPT on your own text")
     train.add_argument("text", nargs="*", metavar="TEXT", help="text files or folders (none: Python's own manual)")
-    train.add_argument("--out", default="runs/model", help="directory of the run (default: %(default)s)")
+    train.add_argument("--out", default="runs/model", metavar="DIR", help="directory of the run (default: %(default)s)")
     train.add_argument("--resume", action="store_true", help="go on with the run in --out")
     train.add_argument("--overwrite", action="store_true", help="begin anew in a directory that holds an older run")
-    train.add_argument("--model", metavar="PRESET", choices=PRESETS, help=f"shape: {', '.join(PRESETS)}; none: picked")
-    train.add_argument("--tokenizer", choices=("bpe", "gpt2", "char", "byte"), help="none: a BPE trained on the text")
-    train.add_argument("--minutes", type=float, help="train for about this long, instead of --steps (default: 5)")
+    train.add_argument(
+        "--model", metavar="PRESET", choices=PRESETS, help=f"{', '.join(PRESETS)} (default: by the size of the text)"
+    )
+    train.add_argument(
+        "--tokenizer",
+        choices=("bpe", "gpt2", "char", "byte"),
+        help="how text becomes tokens (default: bpe, trained on the text)",
+    )
+    train.add_argument("--minutes", type=_above_zero, help="train about this long, instead of --steps (default: 5)")
     for field in dataclasses.fields(Settings):
         _setting_option(train, field)
     _machine_options(train)
@@ -385,7 +436,7 @@ def _parser() -> argparse.ArgumentParser:
     generate = _command(commands, "generate", _generate, "continue a prompt")
     _model_argument(generate)
     generate.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads standard input")
-    generate.add_argument("--n", type=_positive, default=1, help="number of continuations (default: 1)")
+    generate.add_argument("--n", type=_positive, default=1, metavar="N", help="number of continuations (default: 1)")
     _sampling_arguments(generate)
     _machine_options(generate)
     _json_option(generate)
@@ -404,8 +455,8 @@ def _parser() -> argparse.ArgumentParser:
     explain = _command(commands, "explain", _explain, "show what a model expects at each token, and where it looks")
     _model_argument(explain)
     explain.add_argument("prompt", metavar="PROMPT", help="the text to look at")
-    explain.add_argument("--top", type=_positive, default=5, help="likeliest tokens shown (default: 5)")
-    explain.add_argument("--out", type=_path, help="PNG file for the attention maps")
+    explain.add_argument("--top", type=_positive, default=5, metavar="N", help="likeliest tokens shown (default: 5)")
+    explain.add_argument("--out", type=Path, metavar="FILE", help="PNG file for the attention maps (default: none)")
     _machine_options(explain)
     _json_option(explain)
 
@@ -414,22 +465,24 @@ def _parser() -> argparse.ArgumentParser:
         "name", metavar="NAME", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, 124M ..., owner/name, URL"
     )
     download.add_argument("--openai", action="store_true", help="OpenAI's original files instead of Hugging Face's")
-    download.add_argument("--weights-dir", type=_path, metavar="DIR", help="where they go (default: the usual cache)")
+    download.add_argument("--weights-dir", type=Path, metavar="DIR", help="where they go (default: the usual cache)")
     download.add_argument("--print-urls", action="store_true", help="only show what to fetch by hand, and its sha256")
     _json_option(download)
 
     imports = _command(commands, "import", _import, "turn weights of any known format into a model directory")
     imports.add_argument("path", metavar="PATH", help="the directory or file; its format is found by looking")
-    imports.add_argument("--out", type=_path, required=True, help="the new model directory")
-    imports.add_argument("--tokenizer", type=_path, metavar="DIR", help="for files that come without one")
-    imports.add_argument("--n-heads", type=_positive, metavar="N", help="for the book's files, which do not tell it")
+    imports.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new model directory")
+    imports.add_argument("--tokenizer", type=Path, metavar="DIR", help="where one is (default: with the file)")
+    imports.add_argument(
+        "--n-heads", type=_positive, metavar="N", help="for the book's files (default: what the file says)"
+    )
     _json_option(imports)
 
     export = _command(commands, "export", _export, "write a model for other tools, and prove that it is the same")
     _model_argument(export)
     export.add_argument("--to", required=True, choices=("huggingface", "gguf", "book", "onnx"), help="the format")
-    export.add_argument("--out", type=_path, required=True, help="the new file, or directory for huggingface")
-    export.add_argument("--type", choices=("f32", "f16", "q8_0"), default="f32", help="GGUF only (default: f32)")
+    export.add_argument("--out", type=Path, required=True, metavar="PATH", help="the new file; huggingface: directory")
+    export.add_argument("--type", choices=("f32", "f16", "q8_0"), help="GGUF only: of the numbers (default: f32)")
     export.add_argument("--name", help="GGUF only: the model's name in the file (default: the file's)")
     _json_option(export)
     return parser
@@ -442,9 +495,8 @@ def _command(commands: Any, name: str, run: Any, text: str) -> argparse.Argument
 
 
 def _setting_option(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
-    unit, text = field.metadata["unit"], field.metadata["help"]
+    unit, text, default = (field.metadata[key] for key in ("unit", "help", "default"))
     kind = {"int": int, "int | None": int, "float": float}.get(str(field.type), str)
-    default = "none" if field.default is None else repr(field.default) if field.default == "" else field.default
     parser.add_argument(
         f"--{field.name.replace('_', '-')}",
         type=kind,
@@ -464,13 +516,13 @@ def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=100,
         metavar="TOKENS",
-        help="length (default: %(default)s)",
+        help="how many to write at most (default: %(default)s)",
     )
     add(
         "--temperature",
         type=float,
         metavar="T",
-        help="0 is greedy, below 1 is bolder, above 1 wilder (default: 1)",
+        help="0 is greedy, below 1 safer, above 1 wilder (default: 1)",
     )
     add("--top-k", type=int, metavar="K", help="keep the K best tokens (default: all)")
     add(
@@ -491,8 +543,14 @@ def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="above 1 shuns tokens already there (default: 1)",
     )
-    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
-    add("--seed", type=int, help="the same seed gives the same text (default: a new one)")
+    add(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; may be repeated (default: none)",
+    )
+    add("--seed", type=_seed, metavar="N", help="the same seed gives the same text (default: a new one)")
     add("--ignore-eot", action="store_true", help="never end the text before its length")
     add(
         "--overflow",
@@ -513,16 +571,25 @@ def _json_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text) if text.lstrip("+-").isdigit() else 0
-    if value < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 up")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0 to 2**63 - 1")
+    return int(text)
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
     return value
-
-
-def _path(text: str) -> Any:
-    from pathlib import Path
-
-    return Path(text)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,16 @@ class GPTConfig:
     attention: str = "sdpa"
     """"sdpa": PyTorch's fused kernel; "explicit": written out step by step. Same results."""
 
+    def __new__(cls, **keys: Any) -> Self:
+        """An unknown key is an error that names the nearest known one."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in keys:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+                hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+                raise ValueError(f"unknown config key {key!r}: {hint}")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         for key in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
             _check_size(key, getattr(self, key))
@@ -66,12 +76,8 @@ class GPTConfig:
             return config
         if not isinstance(config, Mapping):
             raise ValueError(f"a config is a GPTConfig or a dict, not {type(config).__name__}")
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in config:
-            if key not in known:
-                close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-                hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-                raise ValueError(f"unknown config key {key!r}: {hint}")
+        if strange := [key for key in config if not isinstance(key, str)]:
+            raise ValueError(f"unknown config key {strange[0]!r}: keys are names")
         return cls(**config)
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_MAX_THREADS = 1024  # PyTorch crashes where the system refuses it some tens of thousands
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -37,7 +42,10 @@ def pick_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     if device.type == "cuda":
         fast, what = torch.cuda.get_device_capability(device) >= (8, 0), "this GPU"
     elif device.type == "cpu":
-        fast, what = bool(torch.cpu.get_capabilities().get("amx_bf16")), "this CPU"
+        capabilities: Mapping[str, Any] = getattr(
+            torch.cpu, "get_capabilities", dict
+        )()  # torch 2.6 has no such function
+        fast, what = bool(capabilities.get("amx_bf16")), "this CPU"
     else:
         fast, what = False, device.type.upper()
     if name == "auto":
@@ -57,7 +65,7 @@ def available_cores() -> int:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
         if quota != "max":
             cores = min(cores, max(1, int(quota) // int(period)))
     except (OSError, ValueError):
@@ -66,9 +74,13 @@ def available_cores() -> int:
 
 
 def set_threads(threads: int | None = None) -> int:
-    """Use `threads` threads, or as many as there are cores for; returns the number."""
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads {threads} is below 1")
-    threads = threads or available_cores()
+    """Use `threads` threads, or `OMP_NUM_THREADS`, or as many as there are cores for; returns the number."""
+    if threads is None:
+        wish = os.environ.get("OMP_NUM_THREADS", "")
+        threads = int(wish) if wish.isdecimal() and int(wish) else available_cores()
+    if not 1 <= threads <= _MAX_THREADS:
+        raise ValueError(
+            f"threads {threads} is outside 1..{_MAX_THREADS}: best is one for each of the {available_cores()} cores"
+        )
     torch.set_num_threads(threads)
     return threads

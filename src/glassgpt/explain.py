@@ -92,8 +92,8 @@ def plot_attention(maps: Tensor, labels: Sequence[str]) -> Any:
             axes.set_title(f"layer {layer} head {head}", fontsize=7)
             if n_tokens <= 24:
                 shown = [repr(label)[1:-1] for label in labels]
-                axes.set_xticks(range(n_tokens), shown, rotation=90, fontsize=6)
-                axes.set_yticks(range(n_tokens), shown, fontsize=6)
+                axes.set_xticks(range(n_tokens), shown, rotation=90, fontsize=6, parse_math=False)
+                axes.set_yticks(range(n_tokens), shown, fontsize=6, parse_math=False)
             else:
                 axes.set_xticks([])
                 axes.set_yticks([])

@@ -98,16 +98,8 @@ class Tokenizer:
         backend = _byte_level_bpe({letter: i for i, letter in enumerate(letters)}, [])
         return cls(backend)
 
-    @classmethod
-    def byte_level(cls, vocabulary: dict[str, int], merges: Sequence[tuple[str, ...]]) -> Self:
-        """A byte-level BPE from its tokens and merges, both written in GPT-2's letters; `ValueError` if they clash."""
-        try:
-            return cls(_byte_level_bpe(vocabulary, merges))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"the vocabulary and its merges do not fit: {error}") from None
-
     def byte_level_vocabulary(self) -> tuple[dict[str, int], list[tuple[str, str]]] | None:
-        """What `byte_level` takes; None for a character vocabulary."""
+        """Tokens and merges, both written in GPT-2's letters; None for a character vocabulary."""
         parts = json.loads(self._backend.to_str())["model"]
         if parts["type"] != "BPE":
             return None

@@ -197,9 +197,9 @@ def test_the_penalty_ignores_ids_that_cannot_be_drawn() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_narrow_scores_are_computed_in_full(dtype: torch.dtype) -> None:
     scores = torch.tensor([2.0, 1.0, 0.5, -3.0], dtype=dtype)  # exact in every dtype
-    assert kept(Sampling(temperature=0.7, top_p=0.9), scores) == kept(
-        Sampling(temperature=0.7, top_p=0.9), scores.float()
-    )
+    for options in ({"temperature": 0.7, "top_p": 0.9}, {"repetition_penalty": 1.3, "min_p": 0.01}):
+        found, wanted = (kept(Sampling(**options), x, [0, 3]) for x in (scores, scores.float()))
+        assert found == wanted
 
 
 def test_the_scores_are_left_as_they_were() -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from glassgpt.data.corpus import default_corpus, read_corpus
 from glassgpt.tokenizer import END_OF_TEXT, Tokenizer
-from glassgpt.weights.download import DownloadError, download_file
+from glassgpt.weights.fetch import DownloadError, download_file
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, int64, each (batch, max_length)."""

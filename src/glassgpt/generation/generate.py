@@ -45,6 +45,8 @@ class Row:
             raise ValueError("the prompt is empty: give at least one token")
         if type(max_new_tokens) is not int or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens {max_new_tokens!r} must be a whole number from 1 up")
+        if seed is not None and (type(seed) is not int or not 0 <= seed < 2**64):
+            raise ValueError(f"seed {seed!r} must be a whole number from 0 to 2**64 - 1")
         if "" in stop:
             raise ValueError("a stop string is empty: it would stop everything at once")
         self.ids = list(prompt)

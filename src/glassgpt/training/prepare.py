@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -19,12 +20,13 @@ from glassgpt.data.corpus import Document, default_corpus, read_corpus, split_do
 from glassgpt.data.loader import BatchLoader
 from glassgpt.data.tokens import TokenFile, write_tokens
 from glassgpt.device import pick_dtype
-from glassgpt.files import write_text
+from glassgpt.files import replacing, write_text
 from glassgpt.json_file import read_json
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.optimizer import build_optimizers
 from glassgpt.training.progress import Progress
 from glassgpt.training.settings import Settings
+from glassgpt.training.state import checkpoints
 from glassgpt.training.step import initial_model, take_step
 
 TOKENIZERS = ("bpe", "gpt2", "char", "byte")
@@ -76,7 +78,7 @@ def prepare(
     Every input is checked before anything in `out` changes. Raises `ValueError` and `FileNotFoundError`.
     """
     pick_dtype(Settings.of(given).dtype, device)
-    if minutes is not None and (not minutes > 0 or "steps" in given):
+    if minutes is not None and (not 0 < minutes < math.inf or "steps" in given):
         wrong = "and steps exclude each other" if "steps" in given else f"{minutes} must be above 0"
         raise ValueError(f"minutes {wrong}")
     config = preset(model) if isinstance(model, str) else model
@@ -87,26 +89,27 @@ def prepare(
     documents = read_corpus(texts) if texts else default_corpus()
     n_bytes = sum(document.n_bytes for document in documents)
     train_part, validation_part = split_documents(documents)
+    if not (train_part and validation_part):
+        raise ValueError(f"your text is {n_bytes} bytes, too short to keep a tenth of it for validation: add text")
     choices = [f"text: {n_bytes:,} bytes in {len(documents):,} documents, every tenth byte for validation"]
 
     if not isinstance(tokenizer, Tokenizer):
-        tokenizer = _make_tokenizer(tokenizer, train_part, n_bytes, choices)
+        tokenizer = _make_tokenizer(tokenizer, train_part, validation_part, choices)
     if config is None:
         config = _pick_config(n_bytes, choices)
     config = config.replace(vocab_size=tokenizer.n_vocab)
-
-    for name in _OURS | _MODEL_FILES:
-        _remove(out / name)
-    data = out / "data"
-    data.mkdir(parents=True)
-    parts = [
-        write_tokens(part, tokenizer, data / f"{name}.npy", progress=progress.encoding)
-        for name, part in (("train", train_part), ("validation", validation_part))
-    ]
-    train, validation = parts
-    baselines = corpus_baselines(train.tokens, validation.tokens, tokenizer.n_vocab)
-
     settings = Settings.of({**_intervals(given.get("steps", Settings.steps)), **given})
+    tokenizer.encode(settings.sample_prompt)  # complains now, and not at the first sample
+
+    with _leaving_no_trace_of_failure(out), replacing(out / "data") as data:
+        data.mkdir()
+        for name, part in (("train", train_part), ("validation", validation_part)):
+            write_tokens(part, tokenizer, data / f"{name}.npy", progress=progress.encoding)
+        baselines = _check_sizes(data, config, settings)
+        for name in _OURS | _MODEL_FILES:
+            _remove(out / name)
+    train, validation = (TokenFile.open(out / "data" / f"{name}.npy") for name in ("train", "validation"))
+
     if minutes is None and "steps" not in given:
         minutes = 5.0
         choices.append("time: 5 minutes, the default; --minutes or --steps change it")
@@ -165,11 +168,17 @@ def reopen(
         raise ValueError(
             f"{out} was begun otherwise: {'; '.join(differences)}. Leave these out, or begin anew elsewhere"
         )
+    settings = dataclasses.replace(settings, **given)
+    taken = max((int(path.name.removeprefix("step-")) for path in checkpoints(out)), default=0)
+    if settings.steps < taken:
+        raise ValueError(f"steps {settings.steps} is below the {taken} that {out} has taken already: ask for more")
     made = Tokenizer.load(out)
+    made.encode(settings.sample_prompt)
     parts = [TokenFile.open(out / "data" / f"{name}.npy", encoder=made) for name in ("train", "validation")]
     if [part.fingerprint for part in parts] != [fingerprints["train"], fingerprints["validation"]]:
         raise ValueError(f"{out / 'data'} is not the data this run began with: it cannot go on")
-    settings = dataclasses.replace(settings, **given)
+    if given:  # the next resume needs no reminder
+        write_text(out / RUN_FILE, json.dumps(run | {"settings": settings.to_dict()}, indent=2) + "\n")
     return Prepared(config, settings, made, parts[0], parts[1], baselines, choices)
 
 
@@ -186,6 +195,26 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise ValueError(f"{out} already holds a run: resume it, choose another directory, or overwrite it")
 
 
+@contextlib.contextmanager
+def _leaving_no_trace_of_failure(out: Path) -> Iterator[None]:
+    """If the body fails, the directories that it made on the way to `out` go again, if they are empty."""
+    new = [path for path in (out, *out.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in new:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _check_sizes(data: Path, config: GPTConfig, settings: Settings) -> Baselines:
+    """The text's baselines; `ValueError` for a text that is too short for them, or for one block to train on."""
+    train, validation = (TokenFile.open(data / f"{name}.npy").tokens for name in ("train", "validation"))
+    BatchLoader(train, batch_size=settings.batch_size, context_length=config.context_length, seed=settings.seed)
+    return corpus_baselines(train, validation, config.vocab_size)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
@@ -193,21 +222,24 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _make_tokenizer(kind: str | None, documents: list[Document], n_bytes: int, choices: list[str]) -> Tokenizer:
+def _make_tokenizer(
+    kind: str | None, train: list[Document], validation: list[Document], choices: list[str]
+) -> Tokenizer:
     if kind == "gpt2":
         return Tokenizer.gpt2()
     if kind == "byte":
         return Tokenizer.bytes_()
 
-    def texts() -> Iterator[str]:
+    def texts(documents: list[Document]) -> Iterator[str]:
         for document in documents:
             yield from document.pieces()
 
-    if kind == "char":
-        return Tokenizer.characters(texts())
+    if kind == "char":  # an alphabet is no knowledge of the text, and one letter missing could not be measured at all
+        return Tokenizer.characters(texts(train + validation))
+    n_bytes = sum(document.n_bytes for document in train + validation)
     # about one token of vocabulary for each 2 kB of text, in powers of two
     size = min(16384, max(512, 2 ** round(math.log2(max(n_bytes, 1) / 2000))))
-    tokenizer = Tokenizer.train_bpe(texts(), size)
+    tokenizer = Tokenizer.train_bpe(texts(train), size)
     choices.append(f"tokenizer: BPE of {tokenizer.n_vocab:,} tokens, trained on the training part")
     return tokenizer
 

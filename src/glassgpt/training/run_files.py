@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from glassgpt.data.baselines import Baselines
 from glassgpt.files import replacing, write_text
 
 LOG = "log.jsonl"
+_KEYS = {"step": {"step", "loss"}, "evaluation": {"step", "val_loss"}}
 
 
 class RunLog:
@@ -21,7 +23,7 @@ class RunLog:
         """Drop what a killed run wrote after the checkpoint at `first_step`: those steps come again."""
         self._path = run / LOG
         kept = [r for r in read_log(run) if r["step"] < first_step + (r["kind"] == "evaluation")]
-        write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept if first_step))
+        write_text(self._path, "".join(_line(record) for record in kept if first_step))
 
     def step(self, step: int, loss: float, norm: float, rate: float, tokens_per_second: float) -> dict[str, Any]:
         """Step number `step`, from 0: its loss before the update."""
@@ -43,20 +45,29 @@ class RunLog:
 
     def _write(self, record: dict[str, Any]) -> dict[str, Any]:
         with self._path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(_line(record))
         return record
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The records of `log.jsonl`; a last line that a kill cut off is left out."""
+    """The records of `log.jsonl`, up to the first line that a kill cut off or that is none of ours."""
     path = run / LOG
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(record, dict) or not _KEYS.get(str(record.get("kind")), {""}) <= record.keys():
+            break
+        records.append(record)
     return records
+
+
+def _line(record: dict[str, Any]) -> str:
+    """JSON has no word for the loss of a step whose numbers broke: null."""
+    broken = {key for key, value in record.items() if isinstance(value, float) and not math.isfinite(value)}
+    return json.dumps(record | dict.fromkeys(broken)) + "\n"
 
 
 def publish(checkpoint: Path, run: Path) -> None:
@@ -75,8 +86,12 @@ def plot_losses(run: Path, baselines: Baselines) -> None:
     from matplotlib.figure import Figure
 
     records = read_log(run)
-    steps = [(r["step"], r["loss"]) for r in records if r["kind"] == "step"]
-    evaluations = [(r["step"], r["val_loss"]) for r in records if r["kind"] == "evaluation"]
+    steps = [(r["step"], r["loss"]) for r in records if r["kind"] == "step" and r["loss"] is not None]
+    evaluations = [
+        (r["step"], r["val_loss"]) for r in records if r["kind"] == "evaluation" and r["val_loss"] is not None
+    ]
+    if not evaluations:
+        return
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from glassgpt.checkpoint import load_model, save_model
+from glassgpt.checkpoint import load_model, save_model, write_tensors
 from glassgpt.files import replacing
 from glassgpt.json_file import read_json
 from glassgpt.model import GPTModel
@@ -47,7 +47,7 @@ def save_checkpoint(
     with replacing(target) as temporary:
         save_model(model, tokenizer, temporary)
         (temporary / _STATE).mkdir()
-        save_file(_optimizer_tensors(model, optimizers), temporary / _STATE / "optimizer.safetensors")
+        write_tensors(_optimizer_tensors(model, optimizers), temporary / _STATE / "optimizer.safetensors")
         digests = {str(p.relative_to(temporary).as_posix()): _sha256(p) for p in _files(temporary)}
         text = json.dumps({**state, "sha256": digests}, indent=2)
         (temporary / _STATE / "state.json").write_text(text + "\n", encoding="utf-8")

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 import time
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.padding import Padding
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as Bar
 from rich.text import Text
 
@@ -19,14 +29,28 @@ if TYPE_CHECKING:
     from glassgpt.training.train import TrainResult
 
 _LINE_SECONDS = 10.0
+_ENCODING_SECONDS = 2.0  # encoding that is done sooner is not worth a word
 _CHART = (60, 10)  # columns, rows
 _SMOOTHING = 0.95
+
+# C0, DEL and C1, which a terminal obeys; Unicode has pictures of the first two
+_PICTURES: dict[int, str | None] = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"}
+_PICTURES |= {0x7F: "\u2421", **dict.fromkeys(range(0x80, 0xA0), "\ufffd"), ord("\r"): None}
+
+
+def visible(text: str) -> str:
+    """`text` for a terminal: no character in it moves the cursor, changes colours or renames the window.
+
+    What would is shown as a picture, such as ␛; carriage returns are left out.
+    """
+    return text.translate(_PICTURES)
 
 
 def progress_for(stream: IO[str], live: bool | None = None) -> Progress:
     """A live view if `stream` is a terminal (or `live` says so), plain lines otherwise."""
-    console = Console(file=stream, highlight=False, soft_wrap=True)
-    return LiveView(console) if (console.is_terminal if live is None else live) else Lines(console)
+    console = Console(file=stream, highlight=False)
+    console.soft_wrap = not console.is_terminal  # a line of a file is as long as it is
+    return LiveView(console) if (console.is_interactive if live is None else live) else Lines(console)
 
 
 class Lines(Progress):
@@ -36,10 +60,29 @@ class Lines(Progress):
         self.console = console
         self._loss: float | None = None
         self._began = self._shown = time.monotonic()
+        self._encoded = self._first_encoded = 0  # bytes
 
     def message(self, text: str) -> None:
         """See `Progress`."""
-        self._print(Text(text))
+        self.console.print(Text(visible(text)))
+
+    def encoding(self, done: int, total: int) -> None:
+        """See `Progress`."""
+        now = time.monotonic()
+        if not 0 < self._encoded < done:  # another text than the last time
+            self._began, self._first_encoded = now, done
+            self._shown = now - _LINE_SECONDS + _ENCODING_SECONDS
+        self._encoded = done if done < total else 0
+        self._show_encoding(done, total, now)
+
+    def _show_encoding(self, done: int, total: int, now: float) -> None:
+        if now - self._shown >= _LINE_SECONDS:
+            self._shown = now
+            rate = (done - self._first_encoded) / (now - self._began)
+            self.message(
+                f"encoding {done / 1e6:,.1f} of {total / 1e6:,.1f} MB  {rate / 1e6:,.1f} MB/s  "
+                f"{_clock((total - done) / rate)} left"
+            )
 
     def start(self, prepared: Prepared, dtype: str, first_step: int) -> None:
         """See `Progress`."""
@@ -57,7 +100,8 @@ class Lines(Progress):
     def step(self, record: dict[str, Any]) -> None:
         """See `Progress`."""
         loss = record["loss"]
-        self._loss = loss if self._loss is None else _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss
+        if math.isfinite(loss):  # a step that was skipped must not hide all others
+            self._loss = loss if self._loss is None else _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss
         self._show_step(record)
 
     def _show_step(self, record: dict[str, Any]) -> None:
@@ -67,9 +111,12 @@ class Lines(Progress):
             done = record["step"] + 1
             left = (now - self._began) / max(1, done - self._first_step) * (self._settings.steps - done)
             self.message(
-                f"step {done:,} of {self._settings.steps:,}  loss {self._loss:.3f}  "
-                f"{record['tokens_per_second']:,.0f} tokens/s  {left:.0f} s left"
+                f"step {done:,} of {self._settings.steps:,}  loss {self._loss_text()}  "
+                f"{record['tokens_per_second']:,.0f} tokens/s  {_clock(left)} left"
             )
+
+    def _loss_text(self) -> str:
+        return "-" if self._loss is None else f"{self._loss:.3f}"
 
     def evaluation(self, record: dict[str, Any], best: bool) -> None:
         """See `Progress`."""
@@ -80,14 +127,15 @@ class Lines(Progress):
             f"step {record['step']:>6,}  ",
             (f"validation {loss:.3f}", "bold"),
             f"  {record['bits_per_byte']:.3f} bits per byte",
-            (f"  {below[-1] if below else ''}", "green"),
+            (f"  {below[-1]}" if below else "", "green"),
             "" if best else "  (an earlier one was better, and is kept)",
         )
-        self._print(line)
+        self.console.print(line)
 
     def sample(self, text: str) -> None:
         """See `Progress`."""
-        self._print(Text("    " + " ".join(text.split()), style="dim italic"))
+        line = Text(visible(" ".join(text.split())), style="dim italic")
+        self.console.print(Padding(line, (0, 0, 0, 4)) if self.console.is_terminal else Text("    ") + line)
 
     def finish(self, result: TrainResult) -> None:
         """See `Progress`."""
@@ -97,10 +145,7 @@ class Lines(Progress):
             f"saved in {result.directory}"
         )
         if not result.finished:
-            self.message(f"go on with: glassgpt train --resume --out {result.directory}")
-
-    def _print(self, line: Text) -> None:
-        self.console.print(line)
+            self.message(f"go on with: glassgpt train --resume --out {shlex.quote(str(result.directory))}")
 
 
 class LiveView(Lines):
@@ -108,11 +153,24 @@ class LiveView(Lines):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self._live: Live | None = None
+        self._live: Live | Bar | None = None
         self._curve: list[float] = []
+
+    def _show_encoding(self, done: int, total: int, now: float) -> None:
+        if self._live is None and now - self._began >= _ENCODING_SECONDS:
+            columns = (BarColumn(bar_width=30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            self._bar = Bar(TextColumn("  encoding"), *columns, console=self.console, transient=True)
+            self._task = self._bar.add_task("", total=total, completed=done)
+            self._live = self._bar
+            self._live.start()
+        elif self._live is not None:
+            self._bar.update(self._task, completed=done)
+        if done >= total:
+            self.close()
 
     def start(self, prepared: Prepared, dtype: str, first_step: int) -> None:
         """See `Progress`."""
+        self.close()
         super().start(prepared, dtype, first_step)
         self._bar = Bar(
             TextColumn("  "),
@@ -127,10 +185,10 @@ class LiveView(Lines):
         self._live.start()
 
     def _show_step(self, record: dict[str, Any]) -> None:
-        assert self._loss is not None
-        self._curve.append(self._loss)
+        if self._loss is not None:
+            self._curve.append(self._loss)
         rate = f"{record['tokens_per_second']:,.0f}"
-        self._bar.update(self._task, completed=record["step"] + 1, loss=f"{self._loss:.3f}", rate=rate)
+        self._bar.update(self._task, completed=record["step"] + 1, loss=self._loss_text(), rate=rate)
 
     def finish(self, result: TrainResult) -> None:
         """See `Progress`."""
@@ -144,11 +202,13 @@ class LiveView(Lines):
             self._live = None
 
     def _view(self) -> RenderableType:
-        chart = [Text(line, style="cyan") for line in self._chart()] if len(self._curve) > 1 else []
+        columns, rows = min(_CHART[0], self.console.width - 20), _CHART[1]
+        if len(self._curve) < 2 or columns < 10 or self.console.height < rows + 4:
+            return self._bar
+        chart = (Text(line, style="cyan", no_wrap=True, overflow="ellipsis") for line in self._chart(columns, rows))
         return Group(*chart, self._bar)
 
-    def _chart(self) -> Iterator[str]:
-        columns, rows = _CHART
+    def _chart(self, columns: int, rows: int) -> Iterator[str]:
         wide = [self._curve[i * len(self._curve) // columns] for i in range(columns)]
         wide[-1] = self._curve[-1]
         levels = {
@@ -158,7 +218,7 @@ class LiveView(Lines):
         }
         top = max(self._baselines.uniform, max(wide))
         bottom = min(self._baselines.bigram, min(wide)) - 0.05 * (top - min(wide))
-        height = (top - bottom) / rows
+        height = max(top - bottom, 1e-6) / rows
         for row in range(rows):
             high, low = top - row * height, top - (row + 1) * height
             names = [f"{name} {level:.2f}" for name, level in levels.items() if low < level <= high]
@@ -168,3 +228,8 @@ class LiveView(Lines):
                 empty = "╌" if names else " "
                 line += "█" if part >= 1 else empty if part <= 0 else "▁▂▃▄▅▆▇█"[int(8 * part)]
             yield f"  {line} {', '.join(names)}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

@@ -79,6 +79,8 @@ def train(
     progress = progress or Progress()
     out = Path(out)
     where = pick_device(device)
+    if resume and overwrite:
+        raise ValueError("resume and overwrite exclude each other: go on with the run, or begin anew")
     if resume:
         prepared = reopen(out, texts, model, tokenizer, minutes, settings)
     else:
@@ -95,6 +97,8 @@ def _run(prepared: Prepared, out: Path, device: torch.device, resume: bool, prog
         model.train()
         optimizers = build_optimizers(model, settings)
         restore_optimizers(model, optimizers, tensors)
+        if state["val_loss"] == state["best_val_loss"]:  # a kill may have come between saving and publishing
+            publish(path, out)
         progress.message(f"resuming {out} at step {state['step']:,}")
     else:
         state = {"step": 0, "best_val_loss": math.inf, "val_loss": math.inf}
@@ -116,21 +120,25 @@ def _run(prepared: Prepared, out: Path, device: torch.device, resume: bool, prog
         while True:
             done = step == settings.steps
             if step > state.get("evaluated", -1) and (step % settings.eval_every == 0 or done or stopping()):
+                if stopping():
+                    progress.message("stopping: the model is measured and saved first; Ctrl-C again does not wait")
                 val_loss = evaluate_loss(
                     model, prepared.validation.tokens, settings.batch_size, settings.eval_batches, dtype
                 )
                 best = val_loss < state["best_val_loss"]
                 state |= {"step": step, "evaluated": step, "val_loss": val_loss}
-                state |= {"best_val_loss": min(val_loss, state["best_val_loss"])}
+                if best:
+                    state["best_val_loss"] = val_loss
+                # first the log, whose last lines a resume drops if the checkpoint was never written
+                record = log.evaluation(step, val_loss, prepared.bits_per_byte(val_loss), loader.epoch(step))
                 checkpoint = save_checkpoint(out, model, tokenizer, optimizers, state)
                 if best:
                     publish(checkpoint, out)
-                record = log.evaluation(step, val_loss, prepared.bits_per_byte(val_loss), loader.epoch(step))
                 progress.evaluation(record, best)
                 plot_losses(out, prepared.baselines)
                 if settings.sample_tokens:
                     progress.sample(_sample(model, tokenizer, settings))
-            if done or stopping():
+            if done or (stopping() and state["evaluated"] == step):  # never with steps that are not saved
                 break
 
             start = time.perf_counter()

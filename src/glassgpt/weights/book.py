@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glassgpt.config import GPTConfig
+from glassgpt.config import PRESETS, GPTConfig
 from glassgpt.files import replacing
 from glassgpt.model import GPTModel
-from glassgpt.weights.gpt2_names import build_model, check_tensor
+from glassgpt.weights.gpt2_names import build_model, check_tensor, own_copy
 from glassgpt.weights.huggingface import state_dict_of
+
+_HEADS = {PRESETS[name].emb_dim: PRESETS[name].n_heads for name in PRESETS if name.startswith("gpt2")}
 
 
 def is_book(value: Any) -> bool:
@@ -30,17 +32,18 @@ def read_book(
 ) -> GPTModel:
     """The model of an unpickled `model.pth`.
 
-    Its shape is read off the tensors, but for the number of heads, which leaves no trace in them: `n_heads`, or heads
-    of 64 as all of GPT-2's are. Equal embedding and head become one, tied. Raises `ValueError` naming each tensor that
-    is missing, unexpected, of a wrong shape, not of a floating type or not finite.
+    Its shape is read off the tensors, but for the number of heads, which leaves no trace in them: `n_heads`, or, where
+    the width is one of GPT-2's, GPT-2's. Equal embedding and head become one, tied. `value` loses its weights on the
+    way, so that they are not in memory twice. Raises `ValueError` naming each tensor that is missing, unexpected, of a
+    wrong shape, not of a floating type or not finite.
     """
     state = state_dict_of(value.get("model_state_dict", value), path)
-    state = {name: tensor for name, tensor in state.items() if not name.endswith(".att.mask")}
+    for name in [name for name in state if name.endswith(".att.mask")]:
+        del state[name]
     config = _config_of(state, path, n_heads)
-    with torch.device("meta"):
-        shapes = {name: tuple(t.shape) for name, t in GPTModel(config).state_dict().items()}
+    shapes = _shapes(config)
     problems = [f"missing {name} {list(shape)}" for name, shape in shapes.items() if name not in state]
-    problems += [f"unexpected {name}" for name in state if name not in shapes]
+    problems += [f"unexpected {name[:100]}" for name in state if name not in shapes]
     problems += [
         f"{name} is {list(state[name].shape)} where {list(shape)} is needed"
         for name, shape in shapes.items()
@@ -48,12 +51,13 @@ def read_book(
     ]
     if problems:
         raise ValueError(f"{path} is not a whole model of the book's: {'; '.join(problems[:6])}")
-    for name in state:
+    if config.tie_embeddings:
+        del state["out_head.weight"]
+    for name in sorted(state, key=lambda name: -state[name].numel()):  # each is for a moment there twice
         check_tensor(state[name], name, str(path))
-        if name == "out_head.weight" and config.tie_embeddings:
-            state[name] = state["tok_emb.weight"]
-        else:  # a copy of our own, one at a time: the source is a mapped file
-            state[name] = state[name].to(dtype or state[name].dtype, copy=True)
+        state[name] = own_copy(state[name], dtype)
+    if config.tie_embeddings:
+        state["out_head.weight"] = state["tok_emb.weight"]
     return build_model(config, state)
 
 
@@ -67,8 +71,9 @@ def write_book(model: GPTModel, path: Path) -> None:
     state: dict[str, Tensor] = {name: t.detach().cpu() for name, t in model.state_dict().items()}
     mask = torch.ones(config.context_length, config.context_length).triu(1)
     state |= {f"trf_blocks.{i}.att.mask": mask for i in range(config.n_layers)}
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
+    # not torch.save(state, temporary): it would write the temporary name into the file
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
 
 
 def book_dict(config: GPTConfig) -> dict[str, Any]:
@@ -87,19 +92,34 @@ def _config_of(state: Mapping[str, Tensor], path: Path, n_heads: int | None) -> 
     except (KeyError, ValueError):
         raise ValueError(f"{path} has no two-dimensional tok_emb.weight and pos_emb.weight") from None
     if n_heads is None:
-        if emb_dim % 64:
-            raise ValueError(f"{path}: the number of heads is not in the file: give it (--n-heads)")
-        n_heads = emb_dim // 64
+        if emb_dim not in _HEADS:
+            raise ValueError(f"{path}: the number of heads is not in the file: glassgpt import --n-heads N takes it")
+        n_heads = _HEADS[emb_dim]
     layers = {name.split(".")[1] for name in state if name.startswith("trf_blocks.")}
     head = state.get("out_head.weight")
     tied = head is not None and head.shape == state["tok_emb.weight"].shape and head.equal(state["tok_emb.weight"])
-    return GPTConfig(
-        vocab_size=vocab_size,
-        context_length=context_length,
-        emb_dim=emb_dim,
-        n_heads=n_heads,
-        n_layers=max(1, len(layers)),
-        drop_rate=0.0,
-        qkv_bias="trf_blocks.0.att.W_query.bias" in state,
-        tie_embeddings=tied,
-    )
+    try:
+        return GPTConfig(
+            vocab_size=vocab_size,
+            context_length=context_length,
+            emb_dim=emb_dim,
+            n_heads=n_heads,
+            n_layers=max(1, len(layers)),
+            drop_rate=0.0,
+            qkv_bias=any(name.endswith(("W_query.bias", "W_key.bias", "W_value.bias")) for name in state),
+            tie_embeddings=tied,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of the model, which is not built: a file may claim any number of layers."""
+    with torch.device("meta"):
+        of_one_layer = GPTModel(config.replace(n_layers=1)).state_dict()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, tensor in of_one_layer.items():
+        in_layer = name.removeprefix("trf_blocks.0.")
+        names = [name] if in_layer == name else [f"trf_blocks.{i}.{in_layer}" for i in range(config.n_layers)]
+        shapes |= dict.fromkeys(names, tuple(tensor.shape))
+    return shapes

@@ -1,14 +1,10 @@
-"""Weights from the network: a wrong file never reaches its final name, and an error names the way out.
+"""Which files make a model, and where they are: at OpenAI, on Hugging Face, on any web server, or brought by hand.
 
-`download_file` fetches one file from ordered mirrors into `NAME.part`, goes on where an earlier try stopped
-(RFC 9110, section 14), checks size and sha256, and only then renames. On it stand `download_openai_gpt2`
-(OpenAI's TensorFlow files) and `download_url` (a directory on any web server). `download_huggingface` goes
+`resolve_model` turns a name into a directory. `download_openai_gpt2` (OpenAI's TensorFlow files) and `download_url`
+(a directory on a web server) stand on `weights.fetch`, whose environment variables count. `download_huggingface` goes
 through `huggingface_hub`, whose cache, tokens and settings it keeps, and checks what that library does not.
-`resolve_model` turns a name into a directory.
 
-The environment: `GLASSGPT_WEIGHTS` names a directory of models, looked into first and downloaded to;
-`GLASSGPT_OFFLINE=1` or `HF_HUB_OFFLINE=1` switches the network off; proxies, `SSL_CERT_FILE` and
-`SSL_CERT_DIR` count.
+`GLASSGPT_WEIGHTS` in the environment names a directory of models, looked into first and downloaded to.
 """
 
 from __future__ import annotations
@@ -16,32 +12,28 @@ from __future__ import annotations
 import difflib
 import errno
 import hashlib
-import json
 import os
 import re
-import shutil
-import socket
-import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from functools import cache, partial
-from http import HTTPStatus
-from itertools import chain, product
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import product
 from pathlib import Path
-from time import sleep
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from glassgpt.json_file import read_json
-
-if TYPE_CHECKING:
-    import httpx
-
-Progress = Callable[[int, int | None], None]
-"""Called with the bytes done and the bytes in all, None while nobody knows them."""
+from glassgpt.weights.fetch import (
+    DownloadError,
+    MissingFileError,
+    OfflineError,
+    Progress,
+    download_file,
+    has_sha256,
+    offline_switch,
+    sha256_of,
+)
+from glassgpt.weights.http import causes, check_url, network_reason, one_line, shown_url
 
 OPENAI_BASE_URLS = (
     "https://openaipublic.blob.core.windows.net/gpt-2/models",
@@ -111,24 +103,6 @@ be48115d52314bc27327e160bf10197760db02ea689d10adb24db4102edf7a8a - gpt2-xl/confi
 0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a - gpt2-xl/model.safetensors
 """
 
-_OVERLAP = 4096  # bytes of a .part that are fetched again: a server that lies about its range is caught by them
-_HEAD = 512  # bytes looked at for HTML
-_MAX_REDIRECTS = 10
-_MAX_WAIT_S = 60.0  # however long a server asks us to wait
-_STAMP_BYTES = 32 * 2**20  # below, hashing is as quick as reading a stamp
-
-
-class DownloadError(OSError):
-    """A file could not be had. One line: what failed, for each source why, and the way out."""
-
-
-class MissingFileError(DownloadError):
-    """Every source says that it has no such file (404, 410, or 403 as object stores say it)."""
-
-
-class OfflineError(DownloadError):
-    """The network is switched off by the environment and a file is not here."""
-
 
 class FileToFetch(NamedTuple):
     """A file for people who fetch by browser: size in bytes and sha256 where they are published."""
@@ -137,407 +111,6 @@ class FileToFetch(NamedTuple):
     size: int | None
     sha256: str | None
     path: str  # relative to the directory that holds the models
-
-
-# --- One file ----------------------------------------------------------------------------------
-
-
-def download_file(
-    urls: str | Sequence[str],
-    destination: Path,
-    *,
-    size: int | None = None,
-    sha256: str | None = None,
-    progress: Progress | None = None,
-    connect_timeout: float = 10.0,
-    read_timeout: float = 30.0,
-    retries: int = 4,
-    backoff: float = 1.0,
-) -> Path:
-    """`destination`, fetched from the first of `urls` that yields the right file, unless it is there already.
-
-    An existing file is right if its size (bytes) and sha256 are, as far as they are known; a large one is
-    hashed once and a stamp kept. Passing faults are tried again up to `retries` times in a row without a
-    step forward, after `backoff`, 2 `backoff`, 4 `backoff` … seconds. With no sha256, the server's own
-    length must be met, and HTML is refused. A second process that wants the same file waits for the first
-    and finds it.
-
-    Raises `ValueError` for arguments that cannot be meant, else `DownloadError` or one of its kinds.
-    """
-    file = _File((urls,) if isinstance(urls, str) else tuple(urls), Path(destination), size, sha256)
-    file.check_arguments()
-    try:
-        if file.is_right():
-            return file.path
-        if switch := _offline():
-            raise OfflineError(f"{file.path} is not here and {switch} switches the network off: {file.way_out()}")
-        import filelock
-
-        file.path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(file.path.with_name(f".{file.path.name}.lock")):
-            if not file.is_right():  # another process may have brought it meanwhile
-                with _client(connect_timeout, read_timeout) as client:
-                    _Transfer(file, client, progress, retries, backoff).run()
-    except DownloadError:
-        raise
-    except OSError as error:
-        raise DownloadError(f"cannot write {file.path}: {_disk_reason(error)}") from error
-    return file.path
-
-
-@dataclass(frozen=True)
-class _File:
-    """What is wanted."""
-
-    urls: tuple[str, ...]
-    path: Path
-    size: int | None
-    sha256: str | None
-
-    def check_arguments(self) -> None:
-        if not self.urls:
-            raise ValueError(f"no URL to fetch {self.path.name} from")
-        for url in self.urls:
-            _check_url(url)
-        if self.size is not None and self.size < 0:
-            raise ValueError(f"the size of {self.path.name} is {self.size}; it cannot be below 0")
-        if self.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.sha256):
-            raise ValueError(f"{self.sha256!r} is no sha256: that is 64 digits 0-9 a-f")
-
-    def is_right(self) -> bool:
-        """Whether it is there already, as far as anything is known of it."""
-        if self.path.is_dir():
-            raise DownloadError(f"{self.path} is a directory where a file should go: move it away")
-        try:
-            found = self.path.stat().st_size
-        except FileNotFoundError:
-            return False
-        right = found > 0 if self.size is None else found == self.size
-        return right and (self.sha256 is None or _has_sha256(self.path, self.sha256))
-
-    def way_out(self) -> str:
-        facts = [_shown(self.urls[0])]
-        facts += [f"{self.size:,} bytes"] if self.size is not None else []
-        facts += [f"sha256 {self.sha256}"] if self.sha256 is not None else []
-        return f"put the file at {self.path} yourself ({', '.join(facts)}) and run again"
-
-
-class _MirrorError(Exception):
-    """This source does not yield the file; the next one may."""
-
-    def __init__(self, reason: str, status: int | None = None) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
-class _PassingError(_MirrorError):
-    """A fault that may be gone at the next try, `wait` seconds from now if the server says so."""
-
-    def __init__(self, reason: str, wait: float | None = None) -> None:
-        super().__init__(reason)
-        self.wait = wait
-
-
-class _StalePartError(_MirrorError):
-    """What lies in `.part` and what the server sends do not belong together."""
-
-
-class _Transfer:
-    """One file on its way: `.part` grows, `.part.json` says where it comes from."""
-
-    def __init__(
-        self, file: _File, client: httpx.Client, progress: Progress | None, retries: int, backoff: float
-    ) -> None:
-        self.file = file
-        self.client = client
-        self.progress = progress
-        self.retries = retries
-        self.backoff = backoff
-        self.part = file.path.with_name(file.path.name + ".part")
-        self.note = file.path.with_name(file.path.name + ".part.json")
-        self.total = file.size
-
-    def run(self) -> None:
-        """Rename a right `.part` to its final name, or raise `DownloadError` with every source's reason."""
-        failures: list[tuple[str, _MirrorError]] = []
-        for url in self.file.urls:
-            try:
-                self._fetch(url)
-            except _MirrorError as error:
-                failures.append((url, error))
-                continue
-            self.part.replace(self.file.path)
-            _sync_directory(self.file.path.parent)
-            self.note.unlink(missing_ok=True)
-            if self.file.sha256 is not None:
-                _stamp(self.file.path, self.file.sha256)
-            return
-        reasons = "; ".join(f"{_shown(url)}: {error}" for url, error in failures)
-        text = f"could not download {self.file.path.name}: {reasons}; {self.file.way_out()}"
-        missing = all(error.status in (403, 404, 410) for _, error in failures)
-        raise (MissingFileError if missing else DownloadError)(text)
-
-    def _fetch(self, url: str) -> None:
-        """Bring `.part` to the right content from one source, in as many requests as it takes."""
-        furthest = self._have()
-        failures = restarts = 0
-        while True:
-            wait = None
-            try:
-                self._check(resumed=self._receive(url))
-                return
-            except _StalePartError as error:
-                self._drop()
-                furthest = 0
-                restarts += 1
-                if restarts > 2:
-                    raise
-                reason = str(error)
-            except _PassingError as error:
-                reason, wait = str(error), error.wait
-            # a smaller gain is no step forward, or a server that drips would never be given up
-            step = min(2**20, max(1, (self.total or 2**27) // 100))
-            if self._have() >= furthest + step:
-                furthest, failures = self._have(), 0
-            failures += 1
-            if failures > self.retries:
-                raise _MirrorError(f"{reason} ({failures} times in a row)")
-            sleep(min(_MAX_WAIT_S, self.backoff * 2 ** (failures - 1) if wait is None else wait))
-
-    def _receive(self, url: str) -> bool:
-        """One request that ends with a `.part` of full length; whether some of it was there before."""
-        have, validator = self._resumable(url)
-        if self.file.sha256 is not None and 0 < have == self.file.size:
-            return True
-        start = max(0, have - _OVERLAP)
-        headers = {"Range": f"bytes={start}-"} if start else {}
-        if start and validator:
-            headers["If-Range"] = validator
-        with _network_errors(), _answer(self.client, url, headers) as response:
-            total = self._total(response, start)
-            resumed = response.status_code == HTTPStatus.PARTIAL_CONTENT
-            stream = response.iter_raw()
-            known = self._tail(start) if resumed else b""
-            head = _first(stream, len(known) or _HEAD)
-            if not resumed and _is_html(head) and not self._wants_html():
-                raise _MirrorError("a proxy or login page instead of weights")
-            if self.file.size is not None and total != self.file.size:
-                raise _MirrorError(f"offers {total:,} bytes, not {self.file.size:,}")
-            if resumed:
-                if head[: len(known)] != known[: len(head)] or (total is not None and have > total):
-                    raise _StalePartError("its bytes do not go on where the partial file ends")
-                head, done = head[len(known) :], have
-            else:
-                self._drop()
-                self._write_note(url, response)
-                done = 0
-            if total is not None:
-                self._check_room(total - done)
-            with self.part.open("ab" if resumed else "wb") as part:
-                for chunk in chain([head], stream):
-                    done += len(chunk)
-                    if total is not None and done > total:
-                        self._drop()
-                        raise _MirrorError(f"sends more than the {total:,} bytes it announced")
-                    part.write(chunk)
-                    if self.progress is not None:
-                        self.progress(done, total)
-                part.flush()
-                os.fsync(part.fileno())
-        if total is not None and done < total:
-            raise _PassingError(f"closed after {done:,} of {total:,} bytes")
-        return resumed
-
-    def _resumable(self, url: str) -> tuple[int, str | None]:
-        """Bytes of `.part` that may be gone on from, and the validator (RFC 9110, 8.8) they came with.
-
-        Without either a validator of this very URL or a sha256 nothing would show that the file has changed.
-        """
-        have = self._have()
-        if have <= _OVERLAP or (self.file.size is not None and have > self.file.size):
-            return 0, None
-        validator = None
-        with suppress(OSError, ValueError):
-            note = read_json(self.note)
-            if note.get("url") == _shown(url) and isinstance(note.get("validator"), str):
-                validator = note["validator"]
-        return (have, validator) if validator or self.file.sha256 is not None else (0, None)
-
-    def _total(self, response: httpx.Response, start: int) -> int | None:
-        """The whole file's length, None if nobody says it; refuses what the headers show to be wrong."""
-        _check_status(response, ranged=start > 0)
-        encoding = response.headers.get("Content-Encoding", "").strip().lower()
-        if encoding not in ("", "identity"):
-            raise _MirrorError(f"sends it as {encoding[:20]!r} though plain bytes were asked for")
-        kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if kind in ("text/html", "application/xhtml+xml") and not self._wants_html():
-            raise _MirrorError("a proxy or login page instead of weights (its Content-Type is HTML)")
-        total: int | None = None
-        if response.status_code == HTTPStatus.PARTIAL_CONTENT:
-            text = response.headers.get("Content-Range", "")
-            found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", text)
-            if found is None or int(found[1]) != start:
-                raise _StalePartError(f"answers with another range than the asked one, from byte {start:,}")
-            total = None if found[3] == "*" else int(found[3])
-        elif re.fullmatch(r"\d{1,18}", text := response.headers.get("Content-Length", "")):
-            total = int(text)
-        total = self.file.size if total is None else total
-        if total is None and self.file.sha256 is None:
-            raise _MirrorError("does not say how long the file is, so nothing would show that it is whole")
-        self.total = total
-        return total
-
-    def _check(self, *, resumed: bool) -> None:
-        if self.file.sha256 is None or (digest := _sha256(self.part)) == self.file.sha256:
-            return
-        self._drop()
-        # a resumed file may owe its fault to the part that was there: another try, from its first byte
-        kind = _StalePartError if resumed else _MirrorError
-        raise kind(f"wrong checksum: sha256 {digest}, not {self.file.sha256}")
-
-    def _check_room(self, missing: int) -> None:
-        free = shutil.disk_usage(self.part.parent).free
-        if missing > free:
-            raise DownloadError(
-                f"no room for {self.file.path}: {missing:,} bytes are to come and {free:,} are free; "
-                "make room or choose another directory"
-            )
-
-    def _write_note(self, url: str, response: httpx.Response) -> None:
-        etag = response.headers.get("ETag", "")
-        strong = etag.startswith('"')  # W/"…" is a weak one, which proves no equal bytes
-        validator = etag if strong else response.headers.get("Last-Modified")
-        self.note.write_text(json.dumps({"url": _shown(url), "validator": validator}), encoding="utf-8")
-
-    def _wants_html(self) -> bool:
-        return self.file.path.suffix in (".html", ".htm")
-
-    def _have(self) -> int:
-        with suppress(FileNotFoundError):
-            return self.part.stat().st_size
-        return 0
-
-    def _tail(self, start: int) -> bytes:
-        with self.part.open("rb") as part:
-            part.seek(start)
-            return part.read()
-
-    def _drop(self) -> None:
-        self.part.unlink(missing_ok=True)
-        self.note.unlink(missing_ok=True)
-
-
-# --- HTTP --------------------------------------------------------------------------------------
-
-
-def _client(connect_timeout: float, read_timeout: float) -> httpx.Client:
-    import httpx
-
-    certificates = {name: os.environ.get(name) or None for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")}
-    for name, value in certificates.items():
-        if value and not Path(value).exists():
-            raise DownloadError(f"the environment says {name}={value}, which does not exist: correct or unset it")
-    try:
-        return httpx.Client(
-            verify=_trusted(*certificates.values()),
-            timeout=httpx.Timeout(read_timeout, connect=connect_timeout),
-            headers={"Accept-Encoding": "identity", "User-Agent": "glassgpt"},
-        )
-    except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
-        settings = f"{', '.join(certificates)}, HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
-        raise DownloadError(f"one of {settings} in the environment is wrong: {_one_line(error)}") from error
-
-
-@cache  # reading the certificates takes longer than fetching a small file
-def _trusted(cafile: str | None, capath: str | None) -> ssl.SSLContext:
-    import httpx
-
-    if cafile or capath:
-        return ssl.create_default_context(cafile=cafile, capath=capath)
-    return httpx.create_ssl_context()
-
-
-@contextmanager
-def _answer(client: httpx.Client, url: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
-    """The answer at the end of the redirects, its body unread; the redirects' own bodies are never read."""
-    request = client.build_request("GET", url, headers=dict(headers))
-    for _ in range(_MAX_REDIRECTS + 1):
-        response = client.send(request, stream=True, follow_redirects=False)
-        try:
-            if response.next_request is None:
-                yield response
-                return
-            target = response.next_request.url.scheme
-            if target not in ("http", "https") or (request.url.scheme, target) == ("https", "http"):
-                raise _MirrorError(f"redirects from {request.url.scheme} to {target[:20]!r}, which is not safe")
-            request = response.next_request
-        finally:
-            response.close()
-    raise _MirrorError(f"redirects more than {_MAX_REDIRECTS} times")
-
-
-def _check_status(response: httpx.Response, *, ranged: bool) -> None:
-    status = response.status_code
-    if status == HTTPStatus.OK or (status == HTTPStatus.PARTIAL_CONTENT and ranged):
-        return
-    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and ranged:
-        raise _StalePartError("has nothing after the partial file's end (416)")
-    name = str(status)
-    with suppress(ValueError):
-        name += f" {HTTPStatus(status).phrase}"
-    if status >= 500 or status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS):
-        raise _PassingError(name, wait=_retry_after(response.headers.get("Retry-After", "")))
-    raise _MirrorError(name, status=status)
-
-
-def _retry_after(value: str) -> float | None:
-    """Seconds, from a number of seconds or a date (RFC 9110, 10.2.3); None if it is neither."""
-    if re.fullmatch(r"\d{1,9}", value):
-        return float(value)
-    try:
-        when = parsedate_to_datetime(value)
-        return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
-    except (ValueError, OverflowError):
-        return None
-
-
-@contextmanager
-def _network_errors() -> Iterator[None]:
-    """httpx's errors as ours."""
-    import httpx
-
-    try:
-        yield
-    except httpx.TimeoutException as error:
-        what = "connection" if isinstance(error, httpx.ConnectTimeout) else "data"
-        raise _PassingError(f"no {what} in time") from error
-    except (httpx.ProxyError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-        raise _MirrorError(_one_line(error)) from error
-    except httpx.TransportError as error:
-        if reason := _network_reason(error):
-            raise _MirrorError(reason) from error
-        raise _PassingError(_one_line(error) or "connection lost") from error
-
-
-def _network_reason(error: BaseException) -> str | None:
-    """What is wrong between here and the server, where trying again would not help, else None."""
-    for cause in _causes(error):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return (
-                f"its certificate is not trusted ({_one_line(cause.verify_message)}); "
-                "behind a proxy that opens TLS, set SSL_CERT_FILE to the proxy's CA file"
-            )
-        if isinstance(cause, socket.gaierror) or getattr(cause, "errno", None) == errno.ENETUNREACH:
-            return "no network, or no such host"
-    return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    for _ in range(20):
-        if error is None:
-            return
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 # --- OpenAI's files ----------------------------------------------------------------------------
@@ -575,7 +148,7 @@ def _report(progress: Progress, before: int, after: Sequence[int | None], done: 
 
 def _openai_size(name: str) -> str:
     for size, short in OPENAI_SIZES.items():
-        if name in (size, short, f"openai-community/{short}"):
+        if KNOWN_MODELS.get(name) == f"openai-community/{short}":
             return size
     raise ValueError(f"OpenAI published no GPT-2 called {name!r}; choose one of {', '.join(OPENAI_SIZES)}")
 
@@ -610,7 +183,7 @@ def download_huggingface(name: str, *, weights_dir: Path | None = None, revision
     `OfflineError`, and `DownloadError` for all the rest.
     """
     repo = _Repository(name, revision, _weights_dir(weights_dir))
-    switch = _offline()
+    switch = offline_switch()
     try:
         if (repo.fixed or switch) and (found := repo.cached(offline=switch is not None)) is not None:
             return found
@@ -619,7 +192,7 @@ def download_huggingface(name: str, *, weights_dir: Path | None = None, revision
             raise OfflineError(f"{text}, {repo.way_out()}")
         for _ in range(2):
             folder = repo.fetch()
-            wrong = [(path, _sha256(path), sha256) for path, sha256 in repo.wrong_files(folder)]
+            wrong = [(path, sha256_of(path), sha256) for path, sha256 in repo.wrong_files(folder)]
             if not wrong:
                 break
             for path, _found, _wanted in wrong:
@@ -671,6 +244,19 @@ class _Repository:
         return f"or put config.json, tokenizer.json and model.safetensors ({facts}) into {folder}"
 
     def fetch(self) -> Path:
+        """The directory, brought up to date; where nobody answers, what the cache has of this revision."""
+        from huggingface_hub import HfApi, constants
+
+        try:
+            # Asked once. For a commit, snapshot_download begins with a request that it makes six times over 23 s, with
+            # two lines on stderr each time, and has no setting for it.
+            HfApi().model_info(self.id, revision=self.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        except Exception as error:
+            if _status(error) is None:
+                with suppress(FileNotFoundError):
+                    if self.folder is None:
+                        return self._snapshot(self.id, self.revision, local_files_only=True)
+                raise
         return self._snapshot(self.id, self.revision)
 
     def cached(self, *, offline: bool) -> Path | None:
@@ -690,6 +276,8 @@ class _Repository:
     def _snapshot(self, repo_id: str, revision: str, *, local_files_only: bool = False) -> Path:
         from huggingface_hub import snapshot_download
 
+        if local_files_only and self.folder is not None:
+            return self.folder.resolve()  # huggingface_hub would say the same, with a warning on stderr
         for weights in (_SAFETENSORS, _PICKLES):
             folder = snapshot_download(
                 repo_id,
@@ -714,7 +302,7 @@ class _Repository:
         if not offline and any(path not in wanted for path in weights):
             wanted = self._listed_sha256(folder) | wanted
         here = {path: sha256 for path, sha256 in wanted.items() if path.exists()}
-        return [(path, sha256) for path, sha256 in here.items() if not _has_sha256(path.resolve(), sha256)]
+        return [(path, sha256) for path, sha256 in here.items() if not has_sha256(path.resolve(), sha256)]
 
     def _listed_sha256(self, folder: Path) -> dict[Path, str]:
         from huggingface_hub import HfApi
@@ -729,16 +317,21 @@ def _in_cache(path: Path) -> bool:
     return blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name) is not None
 
 
+def _status(error: Exception) -> int | None:
+    """The HTTP status behind an error of huggingface_hub, None if nobody answered."""
+    responses = (getattr(cause, "response", None) for cause in causes(error))
+    return next((response.status_code for response in responses if response is not None), None)
+
+
 def _hub_reason(error: Exception, repo: _Repository) -> str:
     """One line for whatever huggingface_hub raised, found by the names of the errors and their causes."""
     from huggingface_hub import constants
 
     host = constants.ENDPOINT
-    causes = list(_causes(error))
-    names = {cls.__name__ for cause in causes for cls in type(cause).__mro__}
-    numbers = {getattr(cause, "errno", None) for cause in causes}
-    responses = [getattr(cause, "response", None) for cause in causes]
-    status = next((response.status_code for response in responses if response is not None), None)
+    errors = list(causes(error))
+    names = {cls.__name__ for cause in errors for cls in type(cause).__mro__}
+    numbers = {getattr(cause, "errno", None) for cause in errors}
+    status = _status(error)
     log_in = "log in with `hf auth login` or set HF_TOKEN"
     if "GatedRepoError" in names:
         return f"it is gated: accept its terms at {host}/{repo.id} and {log_in}"
@@ -754,15 +347,15 @@ def _hub_reason(error: Exception, repo: _Repository) -> str:
         return f"the disk of {repo.place} is full: make room, or choose another directory"
     if numbers & {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}:
         return f"{repo.place} cannot be written to: choose another directory"
-    if reason := _network_reason(error):
+    if reason := network_reason(error):
         return f"{host}: {reason}"
     if names & {"TimeoutException", "Timeout"}:
         return f"{host}: no answer in time"
     if names & {"TransportError", "ConnectionError"}:
-        return f"{host}: no connection ({_one_line(causes[-1])})"
+        return f"{host}: no connection ({one_line(errors[-1])})"
     if names & {"JSONDecodeError", "FileMetadataError"}:
         return f"{host} does not answer like a Hugging Face Hub: a proxy or login page, or a wrong HF_ENDPOINT"
-    return f"{type(error).__name__}: {_one_line(error)}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 # --- By URL, by name, by hand ------------------------------------------------------------------
@@ -776,11 +369,10 @@ def download_url(url: str, *, weights_dir: Path | None = None, progress: Progres
     as its name. Goes to `weights_dir`, `GLASSGPT_WEIGHTS` or the user's cache directory. Raises
     `ValueError` and `DownloadError`.
     """
-    _check_url(url)
+    check_url(url)
     parts = urlsplit(url)
     page = re.match(r"/([^/]+/[^/]+)(?:/(?:tree|resolve|blob)/([^/]+))?(?:/|$)", parts.path)
-    hub = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").netloc
-    if parts.netloc in ("huggingface.co", hub) and page is not None:
+    if parts.netloc in ("huggingface.co", urlsplit(_hub()).netloc) and page is not None:
         revision = None if page[2] == "main" else page[2]
         return download_huggingface(page[1], weights_dir=weights_dir, revision=revision)
     one_file = parts.path.endswith(".safetensors")
@@ -789,7 +381,7 @@ def download_url(url: str, *, weights_dir: Path | None = None, progress: Progres
     root = _weights_dir(weights_dir)
     if root is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glassgpt"
-    model = _shown(url if one_file else base)
+    model = shown_url(url if one_file else base)
     short = re.sub(r"[^A-Za-z0-9_.]+", "-", f"{parts.hostname}{path}")[:80]
     folder = root / f"{short}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
 
@@ -857,8 +449,7 @@ def files_to_fetch(name: str, source: str = "huggingface") -> list[FileToFetch]:
     if source != "huggingface":
         raise ValueError(f"source is {source!r}; choose 'huggingface' or 'openai'")
     repo = _Repository(name, None, None)
-    host = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    base = f"{host}/{repo.id}/resolve/{repo.revision}"
+    base = f"{_hub()}/{repo.id}/resolve/{repo.revision}"
     files = repo.published or [
         FileToFetch("", None, None, f"{repo.id}/{file}")
         for file in ("config.json", "tokenizer.json", "model.safetensors")
@@ -876,11 +467,15 @@ def _published(folder: str, base: str) -> list[FileToFetch]:
     ]
 
 
+def _hub() -> str:
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
 def _unknown(name: str) -> ValueError:
     near = difflib.get_close_matches(name, KNOWN_MODELS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     ways = f"a directory, one of {', '.join([*_COMMITS, *OPENAI_SIZES])}, an owner/name of Hugging Face or a URL"
-    return ValueError(f"no model {_one_line(name)!r}: give {ways}{hint}")
+    return ValueError(f"no model {one_line(name)!r}: give {ways}{hint}")
 
 
 def _weights_dir(weights_dir: Path | None) -> Path | None:
@@ -911,99 +506,5 @@ def _shards(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
     names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
     if not names or not all(re.fullmatch(r"[\w-][\w.-]*\.(safetensors|bin)", name) for name in names):
-        raise ValueError(f"{index} is no index of weights: its weight_map names {_one_line(names[:3])}")
+        raise ValueError(f"{index} is no index of weights: its weight_map names {one_line(names[:3])}")
     return names
-
-
-# --- Small things ------------------------------------------------------------------------------
-
-
-def _offline() -> str | None:
-    """The environment variable that switches the network off, if one does."""
-    for name in ("GLASSGPT_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        if os.environ.get(name, "").strip().lower() in ("1", "on", "yes", "true"):
-            return f"{name}={os.environ[name]}"
-    return None
-
-
-def _check_url(url: str) -> None:
-    with suppress(ValueError):
-        parts = urlsplit(url)
-        if parts.scheme in ("http", "https") and parts.hostname:
-            return
-    raise ValueError(f"{_one_line(url)!r} is not an http or https URL")
-
-
-def _shown(url: str) -> str:
-    """The URL without what may be secret: user, password, query."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def _one_line(error: object) -> str:
-    """A stranger's text, fit for a terminal: one line, printable, not long."""
-    text = " ".join(str(error).split())
-    return "".join(c for c in text if c.isprintable())[:200]
-
-
-def _disk_reason(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; make room and run again, which goes on where it stopped"
-    if error.errno == errno.EFBIG:
-        return "this file system takes no file that large; choose another directory"
-    return f"{error.strerror or _one_line(error)}; choose another directory"
-
-
-def _first(stream: Iterator[bytes], n: int) -> bytes:
-    """The first chunks of `stream`, together at least `n` bytes if there are so many."""
-    head = b""
-    while len(head) < n and (chunk := next(stream, None)) is not None:
-        head += chunk
-    return head
-
-
-def _is_html(head: bytes) -> bool:
-    return head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype html", b"<html"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _has_sha256(path: Path, sha256: str) -> bool:
-    """Whether the file has this digest; a large one is hashed once and a stamp kept beside it."""
-    if path.stat().st_size >= _STAMP_BYTES:
-        with suppress(OSError, ValueError):
-            if _stamp_path(path).read_text(encoding="utf-8") == _stamp_text(path, sha256):
-                return True
-    if _sha256(path) != sha256:
-        return False
-    _stamp(path, sha256)
-    return True
-
-
-def _stamp(path: Path, sha256: str) -> None:
-    if path.stat().st_size >= _STAMP_BYTES:
-        with suppress(OSError):  # a directory that cannot be written to is hashed every time
-            _stamp_path(path).write_text(_stamp_text(path, sha256), encoding="utf-8")
-
-
-def _stamp_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.verified")
-
-
-def _stamp_text(path: Path, sha256: str) -> str:
-    stat = path.stat()
-    return f"{sha256} {stat.st_size} {stat.st_mtime_ns}\n"
-
-
-def _sync_directory(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system can."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # some network file systems cannot
-                os.fsync(handle)
-        finally:
-            os.close(handle)

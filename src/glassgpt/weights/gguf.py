@@ -39,6 +39,8 @@ _ENDS = {
     "lm_head.weight": "output.weight",
 }
 _NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # token types of the format
+# llama.cpp wants merges, and the format's library writes no empty list. This one never applies: none makes its parts.
+_NO_MERGE = "[none] [none]"
 
 
 def write_gguf(model: GPTModel, tokenizer: Tokenizer, path: Path, kind: str = "f32", name: str = "glassgpt") -> None:
@@ -73,8 +75,10 @@ def write_gguf(model: GPTModel, tokenizer: Tokenizer, path: Path, kind: str = "f
             writer.add_bos_token_id(tokenizer.eot_id)
             writer.add_eos_token_id(tokenizer.eot_id)
             writer.add_add_bos_token(False)
-        for ours, tensor in to_gpt2_names(model.state_dict(), config).items():
+        tensors = to_gpt2_names(model.state_dict(), config)
+        for ours in list(tensors):
             target, turned = _to_gguf_name(ours.removeprefix("transformer."))
+            tensor = tensors.pop(ours)  # taken out, so that it is not held beside what is made of it
             array = (tensor.T if turned else tensor).float().cpu().numpy()
             _add_tensor(writer, gguf, target, np.ascontiguousarray(array), kind)
         writer.write_header_to_file()
@@ -83,8 +87,8 @@ def write_gguf(model: GPTModel, tokenizer: Tokenizer, path: Path, kind: str = "f
         writer.close()
 
 
-def read_gguf(path: Path) -> tuple[GPTModel, Tokenizer | None]:
-    """The model in a GGUF that `write_gguf` wrote, quantised tensors expanded, and its tokenizer.
+def read_gguf(path: Path) -> GPTModel:
+    """The model in a GGUF that `write_gguf` wrote, quantised tensors expanded.
 
     This is how an export is proved. It is no door for files from strangers: the `gguf` package believes the counts
     that a file claims. Raises `ValueError` for another architecture, `ImportError` where the extra is missing.
@@ -116,7 +120,7 @@ def read_gguf(path: Path) -> tuple[GPTModel, Tokenizer | None]:
 
     lazy = _Lazy({names.get(name, name): tensor for name, tensor in kept.items()}, expanded)
     state = from_gpt2_names(lazy, config, transposed=False, source=str(path))
-    return build_model(config, state), _tokenizer_of(fields)
+    return build_model(config, state)
 
 
 class _Lazy(Mapping[str, Tensor]):
@@ -133,6 +137,10 @@ class _Lazy(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, not expanded for it; the format counts the dimensions from the last."""
+        return tuple(int(n) for n in reversed(self._kept[name].shape))
 
 
 def _library() -> Any:
@@ -179,17 +187,4 @@ def _vocabulary(tokenizer: Tokenizer, size: int) -> tuple[list[str], list[int], 
     types = [_UNUSED] * size
     for token, i in vocabulary.items():
         tokens[i], types[i] = token, _CONTROL if i == tokenizer.eot_id else _NORMAL
-    return tokens, types, [" ".join(pair) for pair in merges]
-
-
-def _tokenizer_of(fields: Mapping[str, Any]) -> Tokenizer | None:
-    if fields.get("tokenizer.ggml.model") != "gpt2":
-        return None
-    types = fields.get("tokenizer.ggml.token_type", [])
-    vocabulary = {
-        token: i
-        for i, token in enumerate(fields["tokenizer.ggml.tokens"])
-        if not (i < len(types) and types[i] == _UNUSED)
-    }
-    merges = [tuple(line.split(" ")) for line in fields.get("tokenizer.ggml.merges", [])]
-    return Tokenizer.byte_level(vocabulary, merges)
+    return tokens, types, [" ".join(pair) for pair in merges] or [_NO_MERGE]

@@ -80,10 +80,11 @@ def from_gpt2_names(
     ignored = {n for n in names if n.endswith((".attn.bias", ".attn.masked_bias"))}  # causal masks of old files
     if config.tie_embeddings and "lm_head.weight" in names:
         ignored.add("lm_head.weight")
-        if "wte.weight" in names and not torch.equal(
-            _pop(tensors, names["lm_head.weight"]), tensors[names["wte.weight"]]
-        ):
+        head = _pop(tensors, names["lm_head.weight"])
+        if "wte.weight" in names and not torch.equal(head, tensors[names["wte.weight"]]):
+            check_tensor(tensors[names["wte.weight"]], "wte.weight", source)  # a NaN equals nothing
             raise ValueError(f"{source}: lm_head.weight differs from wte.weight though the config ties them")
+        del head  # no longer held by anyone
     if not config.qkv_bias:  # written as zeros, or not at all
         for i in range(config.n_layers):
             name = f"h.{i}.attn.c_attn.bias"
@@ -93,7 +94,7 @@ def from_gpt2_names(
             ignored.add(name)
     zeros = {} if biased else {name: expected.pop(name) for name in [*expected] if name.endswith(".bias")}
     problems = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in names]
-    problems += [f"unexpected {name}" for name in names if name not in expected and name not in ignored]
+    problems += [f"unexpected {name[:100]}" for name in names if name not in expected and name not in ignored]
     problems += [
         f"{name} is {list(found)}, the config needs {list(shape)}"
         for name, shape in expected.items()
@@ -110,22 +111,22 @@ def from_gpt2_names(
             return torch.zeros(zeros[name], dtype=dtype_of_zeros)
         tensor = _pop(tensors, names[name])
         check_tensor(tensor, name, source)
-        tensor = tensor.T if turn else tensor
-        # a copy of our own: the source may be a mapped file, which a later change must neither move nor reach
-        return torch.empty(tensor.shape, dtype=dtype or tensor.dtype).copy_(tensor)
+        return tensor.T if turn else tensor
 
-    state: dict[str, Tensor] = {ours: take(theirs) for ours, theirs in _ENDS}
+    # the largest first: each is for a moment there twice
+    state = {ours: own_copy(take(theirs), dtype) for ours, theirs in _ENDS}
+    state["out_head.weight"] = (
+        state["tok_emb.weight"] if config.tie_embeddings else own_copy(take("lm_head.weight"), dtype)
+    )
     for i in range(config.n_layers):
         ours_at, theirs_at = f"trf_blocks.{i}.", f"h.{i}."
         for ours, theirs in _BLOCK:
-            state[ours_at + ours] = take(theirs_at + theirs, turn=transposed and theirs in _MATRICES)
-        weight = take(theirs_at + "attn.c_attn.weight", turn=transposed)  # (3 d, d)
-        for name, part in zip(_QKV, weight.chunk(3), strict=True):
-            state[f"{ours_at}{name}.weight"] = part.clone()
-        if config.qkv_bias:
-            for name, part in zip(_QKV, take(theirs_at + "attn.c_attn.bias").chunk(3), strict=True):
-                state[f"{ours_at}{name}.bias"] = part.clone()
-    state["out_head.weight"] = state["tok_emb.weight"] if config.tie_embeddings else take("lm_head.weight")
+            turn = transposed and theirs in _MATRICES
+            state[ours_at + ours] = own_copy(take(theirs_at + theirs, turn), dtype)
+        for kind in ("weight", "bias") if config.qkv_bias else ("weight",):
+            whole = take(f"{theirs_at}attn.c_attn.{kind}", turn=transposed and kind == "weight")  # (3 d, d) or (3 d)
+            for name, part in zip(_QKV, whole.chunk(3), strict=True):
+                state[f"{ours_at}{name}.{kind}"] = own_copy(part, dtype)
     return state
 
 
@@ -135,6 +136,11 @@ def check_tensor(tensor: Tensor, name: str, source: str) -> None:
         raise ValueError(f"{source}: {name} is {tensor.dtype}, not a floating type")
     if not all(end.isfinite() for end in tensor.aminmax()):  # a NaN anywhere is both; nothing is copied
         raise ValueError(f"{source}: {name} holds NaN or infinite values")
+
+
+def own_copy(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A contiguous copy: the source may be a mapped file, which a later change must neither move nor reach."""
+    return torch.empty(tensor.shape, dtype=dtype or tensor.dtype).copy_(tensor)
 
 
 def build_model(config: GPTConfig, state: MutableMapping[str, Tensor]) -> GPTModel:
@@ -162,6 +168,8 @@ def _their_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Name without `transformer.`, and `torch.compile`'s prefix, to the name it has in `tensors`."""
     names: dict[str, str] = {}
     for name in tensors:
+        if not name.isprintable():
+            raise ValueError(f"{name[:100]!r} is no tensor's name")
         short = name.removeprefix("_orig_mod.").removeprefix("transformer.")
         if short in names:
             raise ValueError(f"two tensors are called {short}: {names[short]} and {name}")

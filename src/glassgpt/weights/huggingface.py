@@ -117,6 +117,6 @@ def state_dict_of(value: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(value, dict) or not value:
         raise ValueError(f"{path} holds a {type(value).__name__}, not a dict of tensors")
     for name, tensor in value.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+        if not isinstance(name, str) or not name.isprintable() or not isinstance(tensor, Tensor):
             raise ValueError(f"{path}: {str(name)[:100]!r} is a {type(tensor).__name__}, not a named tensor")
     return value

@@ -35,9 +35,10 @@ def read_nanogpt(value: Mapping[str, Any], path: Path, dtype: torch.dtype | None
     a tensor or an argument is missing or wrong.
     """
     arguments = value["model_args"]
-    if not isinstance(arguments, Mapping) or (missing := [key for key in _ARGUMENTS if key not in arguments]):
-        what = f"lacks {missing[0]!r}" if isinstance(arguments, Mapping) else f"is a {type(arguments).__name__}"
-        raise ValueError(f"{path}: model_args {what}: it is not a checkpoint of nanoGPT's")
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"{path}: model_args is a {type(arguments).__name__}, not a dict")
+    if missing := [key for key in _ARGUMENTS if key not in arguments]:
+        raise ValueError(f"{path}: model_args lacks {missing[0]!r}: it is not a checkpoint of nanoGPT's")
     biased = bool(arguments.get("bias", True))
     shape = {ours: arguments[theirs] for theirs, ours in _ARGUMENTS.items()}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -52,7 +53,7 @@ def params_from_variables(variables: Mapping[str, npt.NDArray[Any]], n_layers: i
             raise ValueError(f"the checkpoint has no {place.variable}: it is not a GPT-2 of {n_layers} layers")
         expected.add(place.variable)
         array = variables[place.variable]
-        _put(params, place.keys, array[0] if array.ndim == 3 and len(array) == 1 else array)
+        _put(params, place.keys, array.reshape(_without_leading_1(array.shape)))
     unexpected = [name for name in variables if name.startswith("model/") and name not in expected]
     if unexpected:
         raise ValueError(
@@ -60,6 +61,16 @@ def params_from_variables(variables: Mapping[str, npt.NDArray[Any]], n_layers: i
             f"{unexpected[0]} among them"
         )
     return params
+
+
+def tensors_from_variables(variables: Mapping[str, npt.NDArray[Any]], n_layers: int) -> Mapping[str, Tensor]:
+    """A checkpoint's variables under GPT-2's names, for `from_gpt2_names`; each read when it is asked for.
+
+    Variables that are not under `model/`, as a training run keeps them, are left out; one more under it keeps its
+    name, so that whoever accounts for the names finds it.
+    """
+    known = {place.variable: place.gpt2_name for place in _places(min(n_layers, len(variables)))}
+    return _AsTensors(variables, {known.get(name, name): name for name in variables if name.startswith("model/")})
 
 
 def tensors_from_params(params: Mapping[str, Any], *, head: bool = False) -> Mapping[str, Tensor]:
@@ -72,23 +83,38 @@ def tensors_from_params(params: Mapping[str, Any], *, head: bool = False) -> Map
     arrays = {names.get(keys, "/".join(map(str, keys))): array for keys, array in _leaves(params)}
     if head and "wte.weight" in arrays:
         arrays["lm_head.weight"] = arrays["wte.weight"]
-    return _AsTensors(arrays)
+    return _AsTensors(arrays, {name: name for name in arrays})
 
 
 class _AsTensors(Mapping[str, Tensor]):
-    """Arrays as tensors, copied one at a time: PyTorch cannot share memory that is read-only."""
+    """Arrays as tensors over the same memory, which may be read-only: to be read and copied, not written to."""
 
-    def __init__(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        self._arrays = arrays
+    def __init__(self, arrays: Mapping[str, npt.NDArray[Any]], names: Mapping[str, str]) -> None:
+        """`names`: the name of the tensor to that of the array."""
+        self._arrays, self._names = arrays, names
 
     def __getitem__(self, name: str) -> Tensor:
-        return torch.tensor(np.asarray(self._arrays[name]))
+        array = np.asarray(self._arrays[self._names[name]])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's, that the array is read-only
+            return torch.from_numpy(array.reshape(_without_leading_1(array.shape)))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._arrays)
+        return len(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor; a checkpoint tells it without reading the array."""
+        told = getattr(self._arrays, "shape", None)
+        name = self._names[name]
+        return _without_leading_1(np.shape(self._arrays[name]) if told is None else told(name))
+
+
+def _without_leading_1(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a matrix that is kept as the kernel of a convolution over one place."""
+    return shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
 
 
 def _places(n_layers: int) -> Iterator[_Place]:

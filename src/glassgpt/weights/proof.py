@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -18,6 +19,12 @@ class Proof:
     """Of two scores."""
     same_choice: float
     """Fraction of the places where both take the same best token."""
+    largest_score: float
+    """Of the source's, without its sign: what the difference is to be seen against."""
+
+    def holds(self, *, rounded: bool = False) -> bool:
+        """Whether the difference is no more than float32's, 1e-4 for scores around 1; any number if `rounded`."""
+        return self.largest_difference < (math.inf if rounded else 1e-4 * max(1, self.largest_score))
 
     def __str__(self) -> str:
         return f"largest difference of scores {self.largest_difference:.2g}, same best token {self.same_choice:.1%}"
@@ -43,4 +50,4 @@ def compare(expected: Tensor, found: Tensor) -> Proof:
         raise ValueError(f"scores of shape {list(found.shape)} where {list(expected.shape)} were expected")
     expected, found = expected.float().cpu(), found.float().cpu()
     same = (expected.argmax(-1) == found.argmax(-1)).float().mean()
-    return Proof(float((expected - found).abs().max()), float(same))
+    return Proof(float((expected - found).abs().max()), float(same), float(expected.abs().max()))

@@ -1,0 +1,635 @@
+"""The command line: every command does its work, and fed with nonsense it says so in one line and touches nothing."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import tomllib
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import glassgpt
+from glassgpt import GPTConfig, GPTModel, Tokenizer, load_model, save_model, train
+from glassgpt.cli import _parser, main
+
+COMMANDS = ("demo", "train", "generate", "chat", "evaluate", "explain", "download", "import", "export")
+SOURCE = Path(glassgpt.__file__).parents[1]
+SHAPE: dict[str, Any] = dict(vocab_size=257, context_length=16, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.0)
+SENTENCE = "The cat sat on the mat, and the dog sat on the cat.\n"
+
+GENERATE = sys.modules["glassgpt.generation.generate"]  # its package gives this name to the function
+
+Answer = tuple[int, str, str]  # exit code, standard output, standard error
+
+
+@pytest.fixture
+def glass(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Runs a command in this process."""
+
+    def run(*argv: object) -> Answer:
+        try:
+            code: Any = main([str(argument) for argument in argv])
+        except SystemExit as leaving:  # how argparse ends
+            code = leaving.code
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def shell(*argv: object, **options: Any) -> subprocess.Popen[bytes]:
+    """Starts a command as a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    pipes: dict[str, Any] = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [sys.executable, "-m", "glassgpt", *map(str, argv)]
+    return subprocess.Popen(command, env=environment, **{**pipes, **options})
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder: files with their content, folders with None."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+# ---- a place full of good and bad things ----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("place")
+    write = lambda name, data: (root / name).write_bytes(data)  # noqa: E731
+    write("text.txt", SENTENCE.encode() * 40)
+    write("tiny.txt", b"a few")
+    write("short.txt", b"a few words and some more of them")
+    write("latin1.txt", b"a caf\xe9")
+    write("empty.txt", b"")
+    write("blank.txt", b" \n\t\n")
+    write("binary.bin", bytes(range(256)))
+    write("zip.pth", b"PK\x03\x04" + bytes(100))
+    write("pickle.pth", b"\x80\x02garbage")
+    write("header.safetensors", (100).to_bytes(8, "little") + b"{" + bytes(99))
+    for name in ("nothing", "foreign"):
+        (root / name).mkdir()
+    write("foreign/thesis.doc", b"years of work")
+
+    model, tokenizer = GPTModel(GPTConfig(**SHAPE)), Tokenizer.bytes_()
+    save_model(model, tokenizer, root / "model")
+    weights = (root / "model" / "model.safetensors").read_bytes()
+    config = json.loads((root / "model" / "config.json").read_text(encoding="utf-8"))
+    damaged: dict[str, tuple[str, bytes | None]] = {
+        "cut": ("model.safetensors", weights[: len(weights) // 2]),
+        "zero": ("model.safetensors", b""),
+        "weightless": ("model.safetensors", None),
+        "wider": ("config.json", json.dumps(config | {"n_embd": 32}).encode()),
+        "deeper": ("config.json", json.dumps(config | {"n_layer": 3}).encode()),
+        "absurd": ("config.json", json.dumps(config | {"n_embd": "many"}).encode()),
+        "llama": ("config.json", json.dumps(config | {"model_type": "llama"}).encode()),
+        "nojson": ("config.json", b"no, thank you"),
+        "nested": ("config.json", b"[" * 100_000),
+        "tokens": ("tokenizer.json", b'{"garbage": 1}'),
+        "tokenless": ("tokenizer.json", None),
+    }
+    for name, (file, data) in damaged.items():
+        shutil.copytree(root / "model", root / name)
+        (root / name / file).unlink()
+        if data is not None:
+            (root / name / file).write_bytes(data)
+    shutil.copytree(root / "model", root / "folded")
+    (root / "folded" / "config.json").unlink()
+    (root / "folded" / "config.json").mkdir()
+
+    settings = dict(tokenizer="byte", steps=2, batch_size=2, eval_batches=1, sample_tokens=0, dtype="float32")
+    train([root / "text.txt"], root / "run", model=GPTConfig(**SHAPE), **settings)
+    for name in ("unstarted", "garbled"):
+        shutil.copytree(root / "run", root / name)
+    shutil.rmtree(root / "unstarted" / "checkpoints")
+    (root / "garbled" / "run.json").write_text('{"settings": {"steps": []}}', encoding="utf-8")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths, and what a command leaves in the folder for temporary files, are seen by `tree`."""
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("HF_HOME", str(place / "nothing"))
+
+
+# ---- nonsense ----------------------------------------
+
+TRAIN = "train text.txt --model nano --tokenizer byte --out new --steps 1"
+
+# the arguments, where "·" is an empty one, and a part of the answer; the code is 2 unless the answer begins with "1:"
+NONSENSE = [
+    ("", "COMMAND"),
+    ("frobnicate", "invalid choice: 'frobnicate'"),
+    ("--version-of-what", "COMMAND"),
+    *((f"{command} --frobnicate", "--frobnicate|required") for command in COMMANDS),
+    # demo
+    *((f"demo --seconds {value}", f"'{value}' must be a number above 0") for value in ("nan", "-1", "0", "inf", "x")),
+    ("demo --out text.txt", "text.txt is a file"),
+    ("demo --out foreign", "'thesis.doc', which no run wrote"),
+    ("demo --out model", "a model that no run here wrote"),
+    ("demo --threads 0", "'0' must be a whole number from 1 up"),
+    ("demo --threads 99999999", "threads 99999999"),
+    # train
+    ("train missing.txt --out new", "missing.txt: no such file"),
+    ("train nothing --out new", "nothing"),
+    ("train binary.bin --out new", "binary.bin: looks binary"),
+    ("train latin1.txt --out new", "latin1.txt: not UTF-8 (byte 0xe9 at offset 5)"),
+    ("train empty.txt --out new", "empty.txt: the file is empty"),
+    ("train blank.txt --out new", "blank.txt: only white space"),
+    ("train text.txt missing.txt --out new", "missing.txt: no such file"),
+    ("train tiny.txt --out new", "your text is 5 bytes, too short"),
+    ("train short.txt --model nano --tokenizer byte --steps 1 --out new/er", "context length of 64"),
+    ("train short.txt --model nano --tokenizer byte --steps 1 --out run --overwrite", "context length of 64"),
+    ("train text.txt --steps 0 --out new", "steps 0 must be at least 1"),
+    ("train text.txt --steps x --out new", "invalid int value: 'x'"),
+    ("train text.txt --steps 5 --minutes 1 --out new", "exclude each other"),
+    *((f"train text.txt --out new --minutes {v}", f"'{v}' must be a number above 0") for v in ("-1", "nan", "inf")),
+    *((f"{TRAIN} --learning-rate {v}", f"learning_rate {v} must be") for v in ("nan", "inf", "-1.0", "0.0")),
+    (f"{TRAIN} --final-rate 2", "final_rate 2.0 must be from 0 to 1"),
+    (f"{TRAIN} --grad-clip nan", "grad_clip nan must be"),
+    (f"{TRAIN} --batch-size 0", "batch_size 0 must be at least 1"),
+    (f"{TRAIN} --batch-size 4 --micro-batch-size 3", "micro_batch_size 3 does not divide batch_size 4"),
+    (f"{TRAIN} --seed -1", "seed -1 must be from 0 to 2**63 - 1"),
+    (f"{TRAIN} --seed {2**63}", f"seed {2**63} must be from 0 to 2**63 - 1"),
+    (f"{TRAIN} --optimizer sgd", "optimizer 'sgd' is unknown: use muon or adamw"),
+    (f"{TRAIN} --dtype float7", "dtype 'float7' is unknown"),
+    (f"{TRAIN} --device abacus", "device 'abacus' is unknown"),
+    (f"{TRAIN} --model enormous", "invalid choice: 'enormous'"),
+    (f"{TRAIN} --tokenizer runes", "invalid choice: 'runes'"),
+    (f"{TRAIN} --tokenizer char --sample-prompt §", "'\\xa7'"),
+    (f"{TRAIN} --out text.txt", "text.txt is a file"),
+    (f"{TRAIN} --out text.txt/below", "text.txt/below: not a directory"),
+    (f"{TRAIN} --out foreign", "'thesis.doc', which no run wrote"),
+    (f"{TRAIN} --out model", "a model that no run here wrote"),
+    (f"{TRAIN} --out run", "already holds a run"),
+    ("train --resume --out missing", "holds no run to resume"),
+    ("train --resume --out nothing", "holds no run to resume"),
+    ("train --resume --out text.txt", "text.txt"),
+    ("train --resume --out unstarted", "no checkpoint yet"),
+    ("train --resume --out garbled", "run.json is damaged|steps"),
+    ("train --resume --out run --learning-rate 0.5", "learning_rate was 0.004, now 0.5"),
+    ("train --resume --out run --model micro", "the model's shape was another"),
+    ("train --resume --out run --tokenizer gpt2", "decided when a run begins"),
+    ("train --resume --out run --steps 1", "steps 1 is below the 2"),
+    ("train short.txt --resume --out run", "the text was"),
+    ("train --resume --overwrite --out run", "resume and overwrite exclude each other"),
+    # the model of generate, chat, evaluate, explain, export: tried by one of them each
+    ("generate missing x", "no model 'missing'"),
+    ("generate · x", "no model ''"),
+    ("generate missing/deep x", "1:no directory missing/deep here"),
+    ("generate nothing x", "nothing holds no model"),
+    ("generate text.txt x", "text.txt is in no known format"),
+    ("generate binary.bin x", "binary.bin is in no known format"),
+    ("generate empty.txt x", "empty.txt is in no known format"),
+    ("chat cut", "cut"),
+    ("evaluate zero text.txt", "zero"),
+    ("explain weightless x", "weightless"),
+    ("generate wider x", "wider"),
+    ("export deeper --to book --out new.pth", "deeper"),
+    ("generate absurd x", "absurd/config.json: emb_dim must be a whole number, not 'many'"),
+    ("generate llama x", "model_type is 'llama'"),
+    ("generate nojson x", "nojson/config.json: not valid JSON"),
+    ("evaluate nested text.txt", "nested/config.json: JSON nested deeper"),
+    ("generate folded x", "folded/config.json"),
+    ("generate tokens x", "tokens/tokenizer.json is not a usable tokenizer"),
+    ("generate tokenless x", "comes without a tokenizer"),
+    # generate
+    ("generate model", "PROMPT"),
+    ("generate model x --temperature -1", "temperature -1.0 must be 0 (greedy) or above"),
+    ("generate model x --temperature nan", "temperature nan must be"),
+    ("generate model x --temperature inf", "temperature inf must be"),
+    ("generate model x --temperature hot", "invalid float value: 'hot'"),
+    ("generate model x --top-k 0", "top_k 0 must be a whole number from 1 up"),
+    ("generate model x --top-k 1.5", "invalid int value: '1.5'"),
+    ("generate model x --top-p 0", "top_p 0.0 must be above 0 and at most 1"),
+    ("generate model x --top-p nan", "top_p nan"),
+    ("generate model x --min-p 1.5", "min_p 1.5 must be from 0 to 1"),
+    ("generate model x --repetition-penalty 0", "repetition_penalty 0.0 must be above 0"),
+    ("generate model x --n 0", "'0' must be a whole number from 1 up"),
+    ("generate model x --n ²", "'²' must be a whole number from 1 up"),
+    ("generate model x --max-new-tokens -5", "'-5' must be a whole number from 1 up"),
+    ("generate model x --seed -1", "'-1' must be a whole number from 0"),
+    (f"generate model x --seed {2**64}", f"'{2**64}' must be a whole number from 0 to 2**63 - 1"),
+    ("generate model x --stop ·", "a stop string is empty"),
+    ("generate model x --overflow wrap", "invalid choice: 'wrap'"),
+    ("generate model x --overflow error", "pass the context length of 16"),
+    ("generate model x --overflow error --json", "pass the context length of 16"),
+    ("generate model x --device cuda:x", "device 'cuda:x' is unknown"),
+    ("generate model x --threads 0", "'0' must be a whole number"),
+    ("generate model x --threads 100000", "threads 100000 is outside"),
+    ("generate model x y", "unrecognized arguments: y"),
+    ("generate model \udcff", "surrogates"),
+    # chat
+    ("chat model --temperature -1", "temperature -1.0"),
+    ("chat missing", "no model 'missing'"),
+    # evaluate
+    ("evaluate model", "TEXT"),
+    ("evaluate model missing.txt", "missing.txt: no such file"),
+    ("evaluate model latin1.txt", "at offset 5"),
+    ("evaluate model empty.txt", "the file is empty"),
+    ("evaluate model nothing", "nothing"),
+    ("evaluate model binary.bin", "looks binary"),
+    ("evaluate model text.txt model/model.safetensors", "model/model.safetensors: looks binary"),
+    # explain
+    ("explain model ·", "the text is empty"),
+    (f"explain model {'x' * 17}", "17 tokens pass the context length of 16"),
+    (f"explain model {'x' * 17} --out maps.png", "17 tokens pass the context length of 16"),
+    ("explain model x --top 0", "'0' must be a whole number"),
+    ("explain model x --out foreign", "foreign: is a directory"),
+    ("explain model x --out text.txt/maps.png", "text.txt"),
+    # download
+    ("download frobnicate", "no model 'frobnicate'"),
+    ("download gpt2", "1:HF_HUB_OFFLINE=1 switches the network off"),
+    ("download 124M --openai --weights-dir new", "1:HF_HUB_OFFLINE=1 switches the network off"),
+    ("download gpt5 --openai", "gpt5"),
+    ("download gpt5 --print-urls", "gpt5"),
+    # import
+    ("import model", "--out"),
+    ("import missing --out new", "no model 'missing'"),
+    ("import binary.bin --out new", "binary.bin is in no known format"),
+    ("import zip.pth --out new", "zip.pth"),
+    ("import pickle.pth --out new", "pickle.pth"),
+    ("import header.safetensors --out new", "header.safetensors"),
+    ("import nothing --out new", "nothing holds no model"),
+    ("import cut --out new", "cut"),
+    ("import model --out foreign", "foreign is not empty"),
+    ("import model --out text.txt", "text.txt is not empty"),
+    ("import model --out text.txt/below", "text.txt"),
+    ("import model --n-heads 0 --out new", "'0' must be a whole number"),
+    ("import tokenless --tokenizer nothing --out new", "no tokenizer in nothing"),
+    # export
+    ("export model --to book", "--out"),
+    ("export model --out new", "--to"),
+    ("export model --to paper --out new", "invalid choice: 'paper'"),
+    *((f"export model --to {to} --out text.txt", "text.txt exists") for to in ("huggingface", "book", "gguf", "onnx")),
+    ("export model --to huggingface --out foreign", "foreign exists"),
+    ("export model --to gguf --out nothing", "nothing exists"),
+    ("export model --to huggingface --out text.txt/below", "text.txt"),
+    ("export model --to book --type f16 --out new", "--type and --name are for --to gguf"),
+    ("export missing --to book --out new", "no model 'missing'"),
+]
+
+
+@pytest.mark.parametrize(("asked", "says"), NONSENSE, ids=[asked or "nothing" for asked, _ in NONSENSE])
+def test_nonsense_is_answered_in_one_line_and_touches_nothing(
+    glass: Callable[..., Answer], place: Path, asked: str, says: str
+) -> None:
+    before = tree(place)
+    code, _, errors = glass(*("" if argument == "·" else argument for argument in asked.split(" ") if argument))
+    expected = 1 if says.startswith("1:") else 2
+    assert (code, errors.count("\n")) == (expected, 1), errors
+    assert errors.startswith("glassgpt")
+    assert any(part in errors for part in says.removeprefix("1:").split("|")), errors
+    after = tree(place)
+    assert sorted(before.keys() ^ after.keys()) == []
+    assert before == after
+
+
+@pytest.mark.parametrize("argument", ["a\nb", "--a\nb"])
+def test_a_line_end_in_an_argument_stays_out_of_the_answer(glass: Callable[..., Answer], argument: str) -> None:
+    for argv in (["generate", "model", "x", argument], ["generate", argument, "x"], ["train", argument]):
+        code, _, errors = glass(*argv)
+        assert (code, errors.count("\n")) == (2, 1)
+
+
+@pytest.mark.slow
+def test_nonsense_in_a_process_of_its_own() -> None:
+    """What only a real process shows: nothing on the way out of the interpreter."""
+    for argv, code in ((["generate", "cut", "x"], 2), (["evaluate", "model", "latin1.txt"], 2), (["frobnicate"], 2)):
+        process = shell(*argv)
+        printed, errors = process.communicate(timeout=60)
+        assert (process.returncode, printed, errors.count(b"\n")) == (code, b"", 1), errors
+
+
+# ---- things that go wrong on the way ----------------------------------------
+
+
+@pytest.fixture
+def small_files() -> Iterator[Callable[[int], None]]:
+    """Lets no file of this process grow above so many bytes: to a program the same as a full disk."""
+    resource = pytest.importorskip("resource", reason="the operating system has no limit for the size of a file")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda n_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_older_run_as_it_was(
+    glass: Callable[..., Answer], small_files: Callable[[int], None], place: Path
+) -> None:
+    before = tree(place)
+    small_files(1000)
+    code, _, errors = glass(*TRAIN.split(), "--overwrite", "--out", "run")
+    assert (code, errors.count("\n")) == (1, 1), errors
+    assert "too large" in errors.lower()
+    assert tree(place) == before
+
+
+def test_a_full_disk_during_a_checkpoint(
+    glass: Callable[..., Answer], small_files: Callable[[int], None], tmp_path: Path
+) -> None:
+    small_files(100_000)  # enough for the tokens of the text, too little for the weights
+    code, _, errors = glass(*TRAIN.split(), "--out", tmp_path / "run")
+    assert (code, errors.count("\n")) == (1, 1), errors
+    assert "too large" in errors.lower()
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == []
+
+
+@pytest.mark.parametrize("command", ["import model --out {}", "export model --to huggingface --out {}"])
+def test_a_full_disk_leaves_no_half_a_model(
+    glass: Callable[..., Answer], small_files: Callable[[int], None], tmp_path: Path, command: str
+) -> None:
+    small_files(2000)
+    code, _, errors = glass(*command.format(tmp_path / "new").split())
+    assert (code, errors.count("\n")) == (1, 1), errors
+    assert not (tmp_path / "new").exists() or list((tmp_path / "new").iterdir()) == []
+
+
+def test_ctrl_c_while_it_writes(glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> Iterator[str]:
+        yield "so far"
+        signal.raise_signal(signal.SIGINT)
+        yield "never"
+
+    monkeypatch.setattr(GENERATE, "stream", interrupted)
+    assert glass("generate", "model", "x") == (1, "xso far\n", "glassgpt: interrupted\n")
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_is_no_error() -> None:
+    process = shell("generate", "model", "x", "--max-new-tokens", "100000", "--ignore-eot")
+    assert process.stdout is not None
+    assert len(process.stdout.read(5)) == 5
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0
+
+
+def test_closed_streams_and_narrow_encodings(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", narrow)
+        assert main(["generate", "model", "é😀", "--max-new-tokens", "1", "--temperature", "0"]) == 0
+    assert narrow.buffer.getvalue().startswith(b"\\xe9\\U0001f600")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        patch.setattr(sys, "stderr", None)
+        assert main(["generate", "model", "x", "--max-new-tokens", "1"]) == 0
+        assert main(["generate", "missing", "x"]) == 2
+        sys.stdout.close()
+        sys.stderr.close()
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line(glass: Callable[..., Answer], place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "run", tmp_path / "run")
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    (newest / "config.json").write_text("{}", encoding="utf-8")
+    code, _, errors = glass("train", "--resume", "--out", tmp_path / "run", "--json")
+    shown = [line for line in errors.splitlines() if line.startswith("glassgpt: ")]
+    assert code == 0
+    assert shown == [
+        f"glassgpt: warning: checkpoint {newest.name} (config.json) is damaged: going back to an older one"
+    ]
+
+
+# ---- help ----------------------------------------
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    (choices,) = (a.choices for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    assert isinstance(choices, dict)
+    return choices
+
+
+def test_the_commands_are_those_that_are_tested() -> None:
+    assert tuple(parsers()) == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_tells_units_and_defaults(glass: Callable[..., Answer], command: str) -> None:
+    code, printed, errors = glass(command, "--help")
+    assert (code, errors) == (0, "")
+    assert printed.startswith(f"usage: glassgpt {command} ")
+    for action in parsers()[command]._actions:
+        assert action.help, action
+        if action.option_strings and action.nargs != 0 and not action.required:
+            assert "default: " in action.help, f"{action.option_strings} does not tell its default"
+        if action.type in (int, float):
+            assert action.metavar, f"{action.option_strings} does not tell its unit"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from glassgpt.cli import main\n"
+        f"for argv in [['--help'], ['frobnicate'], *([c, '--help'] for c in {COMMANDS!r})]:\n"
+        "    try: main(argv)\n"
+        "    except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'tokenizers', 'rich', 'matplotlib', 'httpx'} & set(sys.modules)\n"
+        "sys.exit(f'{sorted(heavy)} loaded' if heavy else 0)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_m_is_the_same_command() -> None:
+    project = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["scripts"] == {"glassgpt": "glassgpt.cli:main"}
+    script = "import sys; from glassgpt.cli import main; sys.exit(main())"  # what pip writes
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    for argv in (["train", "--help"], ["frobnicate"]):
+        ways = [
+            subprocess.run([sys.executable, *way, *argv], capture_output=True, env=environment, check=False)
+            for way in (["-m", "glassgpt"], ["-c", script])
+        ]
+        assert len({(done.returncode, done.stdout, done.stderr) for done in ways}) == 1
+
+
+# ---- the work itself ----------------------------------------
+
+
+@pytest.mark.slow
+def test_from_a_text_to_a_model_and_on(glass: Callable[..., Answer], place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my run"
+    argv = ["train", "text.txt", "--out", out, "--steps", 10, "--model", "nano", "--tokenizer", "byte"]
+    options = ["--eval-every", 5, "--batch-size", 4, "--sample-tokens", 8, "--threads", 1, "--sample-prompt", "The"]
+    process = shell(*argv, *options)
+    printed, errors = (part.decode() for part in process.communicate(timeout=120))
+    assert process.returncode == 0, errors
+    assert errors == f"next: glassgpt generate '{out}' \"Once upon a time\"\n"
+    assert re.search(r"^step +5  validation \d\.\d+  \d\.\d+ bits per byte", printed, re.MULTILINE)
+    assert re.search(r"^    The", printed, re.MULTILINE)
+    assert f"saved in {out}" in printed.splitlines()[-1]
+
+    code, printed, _ = glass("generate", out, "The cat", "--max-new-tokens", 5, "--seed", 1)
+    assert (code, printed[:7]) == (0, "The cat")
+    code, printed, _ = glass("evaluate", out, "text.txt")
+    assert code == 0
+    assert re.search(r"^bits per byte +\d\.\d{4}$", printed, re.MULTILINE)
+    code, printed, _ = glass("explain", out, "The cat", "--out", tmp_path / "maps.png")
+    assert code == 0
+    assert "'T'" in printed
+    assert (tmp_path / "maps.png").read_bytes().startswith(b"\x89PNG")
+    code, printed, _ = glass("train", "--resume", "--out", out, "--steps", 12, "--json")
+    assert (code, json.loads(printed)["steps"], json.loads(printed)["finished"]) == (0, 12, True)
+    assert glass("train", "--resume", "--out", out)[0] == 0  # it remembers its 12 steps
+
+
+def test_generate(glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--max-new-tokens", 4, "--seed", 7, "--ignore-eot"]
+    code, printed, errors = glass("generate", "model", "The cat", *options)
+    assert (code, errors) == (0, "")
+    assert printed.startswith("The cat")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("The cat"))
+    assert glass("generate", "model", "-", *options) == (0, printed, "")
+    code, as_json, _ = glass("generate", "model", "The cat", *options, "--n", 2, "--json")
+    result = json.loads(as_json)
+    first, second = result["completions"]
+    assert (code, result["prompt"], first["finish_reason"], len(first["ids"])) == (0, "The cat", "length", 4)
+    assert printed == f"The cat{first['text']}\n"
+    assert glass("generate", "model", "The cat", *options, "--n", 2)[1] == f"{printed}The cat{second['text']}\n"
+    assert glass("generate", "model", "The cat", "--n", 2, "--json")[0] == 0  # no seed: a new one for each
+    assert glass("generate", "model", "·" * 40, "--max-new-tokens", 3)[0] == 0  # past the context: it slides
+
+
+def test_what_goes_to_a_terminal_cannot_command_it(
+    glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model writes whatever bytes it likes, and some of them rename windows; a file gets them as they are."""
+    argv = ["generate", "model", "\x1b]0;owned\x07", "--max-new-tokens", 300, "--seed", 1, "--ignore-eot"]
+    plain = glass(*argv)[1]
+    assert {"\x1b", "\x07"} < set(plain)
+    monkeypatch.setattr("_pytest.capture.CaptureIO.isatty", lambda self: True, raising=False)
+    shown = glass(*argv)[1]
+    assert {c for c in shown if unicodedata.category(c) == "Cc"} <= {"\n", "\t"}
+    assert shown.startswith("␛]0;owned␇")
+
+
+def test_evaluate_and_explain_as_json(glass: Callable[..., Answer], tmp_path: Path) -> None:
+    code, printed, _ = glass("evaluate", "model", "text.txt", "--json")
+    assert (code, json.loads(printed).keys()) == (0, {"loss", "perplexity", "bits_per_byte", "n_tokens", "n_bytes"})
+    code, printed, _ = glass("explain", "model", "a$$b", "--json", "--top", 3, "--out", tmp_path / "deep" / "maps.png")
+    places = json.loads(printed)
+    assert (code, [p["text"] for p in places]) == (0, list("a$$b"))
+    assert places[0]["probability"] is None
+    assert len(places[0]["likeliest"]) == 3
+    assert (tmp_path / "deep" / "maps.png").exists()
+
+
+def test_json_has_no_word_for_infinity(glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glassgpt.training.evaluate.evaluate_loss", lambda *_: float("nan"))
+    assert json.loads(glass("evaluate", "model", "text.txt", "--json")[1])["loss"] is None
+
+
+@pytest.mark.parametrize("to", ["huggingface", "book", "gguf"])
+def test_out_and_in_again(glass: Callable[..., Answer], tmp_path: Path, to: str) -> None:
+    if to == "gguf":
+        pytest.importorskip("gguf", reason="GGUF needs its library")
+    out = tmp_path / "out"
+    code, printed, errors = glass("export", "model", "--to", to, "--out", out, "--json")
+    assert code == 0, errors
+    assert json.loads(printed)["largest_difference"] < 1e-4
+    assert json.loads(printed)["out"] == str(out)
+    if to == "huggingface":
+        code, printed, errors = glass("import", out, "--out", tmp_path / "in")
+        assert code == 0, errors
+        assert printed.splitlines()[1].startswith("proof: ")
+        first, second = load_model("model")[0], load_model(tmp_path / "in")[0]
+        assert first.config == second.config
+
+
+def test_print_urls(glass: Callable[..., Answer]) -> None:
+    code, printed, _ = glass("download", "gpt2", "--print-urls", "--json")
+    assert code == 0
+    assert {"url", "size", "sha256", "path"} == json.loads(printed)[0].keys()
+    code, printed, _ = glass("download", "124M", "--openai", "--print-urls")
+    assert code == 0
+    assert "497,759,232 bytes, sha256 2060c885" in printed
+
+
+# ---- chat ----------------------------------------
+
+
+def talk(glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, lines: str, *options: object) -> Answer:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    return glass("chat", "model", "--max-new-tokens", 3, "--seed", 1, "--ignore-eot", *options)
+
+
+@pytest.mark.parametrize("end", ["", "/quit\n", "/exit\n", " /quit \nnot read\n"])
+def test_chat_ends(glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    code, printed, errors = talk(glass, monkeypatch, f"hello\n\nand 😀\n{end}")
+    assert (code, errors) == (0, "")
+    assert printed.count("You: ") == 4
+    assert printed.count("GPT:") == 3
+
+
+def test_chat_remembers_until_reset(glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def stream(model: object, tokenizer: object, prompt: str, **options: object) -> Iterator[str]:
+        asked.append(prompt)
+        assert options["stop"] == ["\nYou:"]
+        yield " ha"
+
+    monkeypatch.setattr(GENERATE, "stream", stream)
+    talk(glass, monkeypatch, "one\ntwo\n/reset\nthree\n")
+    assert asked == ["You: one\nGPT:", "You: one\nGPT: ha\nYou: two\nGPT:", "You: three\nGPT:"]
+
+
+def test_chat_goes_on_after_a_line_it_cannot_read(
+    glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, printed, errors = talk(glass, monkeypatch, f"hi\n{'x' * 50}\n/reset\n\n", "--overflow", "error")
+    assert (code, printed.count("GPT:")) == (0, 2)
+    assert re.fullmatch(r"glassgpt: a prompt of .* pass the context length of 16: .*\n", errors)
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_chat(glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stream(*_: object, **__: object) -> Iterator[str]:
+        yield " well"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GENERATE, "stream", stream)
+    code, printed, errors = talk(glass, monkeypatch, "one\ntwo\n")
+    assert (code, printed.count("GPT: well\n"), errors) == (0, 2, "")
+
+
+@pytest.mark.slow
+def test_chat_on_a_terminal() -> None:
+    pty = pytest.importorskip("pty", reason="the operating system has no pseudo terminals")
+    mine, theirs = pty.openpty()
+    process = shell("chat", "model", "--max-new-tokens", 20, "--ignore-eot", stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+
+    def read_until(end: str) -> str:
+        seen = ""
+        while end not in seen:
+            seen += os.read(mine, 1024).decode(errors="replace")
+        return seen
+
+    greeting = read_until("You: ")
+    assert "/reset" in greeting
+    os.write(mine, "hello 😀\n".encode())
+    answer = read_until("You: ").partition("GPT:")[2].rpartition("You: ")[0]
+    answer = re.sub(r"\x1b\[\?2004[hl]", "", answer)  # readline's own: bracketed paste on and off
+    assert {c for c in answer if unicodedata.category(c) == "Cc"} <= {"\r", "\n", "\t"}
+    os.write(mine, b"\x04")
+    assert process.wait(timeout=30) == 0
+    os.close(mine)

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from glassgpt import GPTModel, Tokenizer
+from glassgpt.explain import attention_maps, plot_attention, trace
+
+Make = Callable[..., GPTModel]
+BOTH = pytest.mark.parametrize("attention", ["sdpa", "explicit"])
+WINDOWS = pytest.mark.parametrize("window", [None, 1, 3, 16])
+
+IDS = [5, 96, 0, 5, 41, 17, 3, 3, 80]
+TEXT = "To be, or not"  # 13 bytes; a tiny model has 16 places
+
+
+@pytest.fixture
+def byte_model(tiny_model: Make) -> GPTModel:
+    """More scores than the byte tokenizer has ids, as in a model whose vocabulary was rounded up."""
+    return tiny_model(vocab_size=300)
+
+
+# ---- attention_maps ------------------------------------------------------------------------------------------------
+
+
+@BOTH
+@WINDOWS
+def test_rows_sum_to_one_and_what_is_hidden_has_exactly_zero(
+    tiny_model: Make, attention: str, window: int | None
+) -> None:
+    maps = attention_maps(tiny_model(attention=attention, sliding_window=window), IDS)
+    assert maps.shape == (2, 3, len(IDS), len(IDS))
+    assert not maps.requires_grad
+    torch.testing.assert_close(maps.sum(dim=-1), torch.ones(2, 3, len(IDS)))
+    row, column = torch.arange(len(IDS))[:, None], torch.arange(len(IDS))
+    visible = (column <= row) & (column > row - (window or len(IDS)))
+    assert (maps[..., ~visible] == 0).all()
+    assert (maps[..., visible] > 0).all()
+
+
+@BOTH
+@WINDOWS
+def test_the_weights_are_those_the_model_computes_with(tiny_model: Make, attention: str, window: int | None) -> None:
+    """Weighting each layer's values by its map must give what that layer put out, by either kind of attention."""
+    model = tiny_model(attention=attention, sliding_window=window)
+    seen: list[tuple[Tensor, Tensor]] = []
+    for block in model.trf_blocks:
+        block.att.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    with torch.no_grad():
+        model(torch.tensor([IDS]))
+    layers = list(seen)
+    maps = attention_maps(model, IDS)
+    for (x, output), weights, block in zip(layers, maps, model.trf_blocks, strict=True):
+        values = block.att.W_value(x[0]).view(len(IDS), 3, 4).transpose(0, 1)  # (H, T, head_dim)
+        wanted = block.att.out_proj((weights @ values).transpose(0, 1).reshape(len(IDS), 12))
+        torch.testing.assert_close(output[0], wanted, atol=1e-5, rtol=1e-5)
+
+
+@given(ids=st.lists(st.integers(0, 96), min_size=1, max_size=16), data=st.data())
+def test_a_longer_text_leaves_the_maps_of_its_beginning_alone(
+    tiny_model: Make, ids: list[int], data: st.DataObject
+) -> None:
+    model = tiny_model()
+    n = data.draw(st.integers(1, len(ids)))
+    torch.testing.assert_close(attention_maps(model, ids[:n]), attention_maps(model, ids)[..., :n, :n])
+
+
+def test_dropout_takes_no_part_and_the_mode_stays_as_it_was(tiny_model: Make) -> None:
+    wanted = attention_maps(tiny_model(), IDS)
+    model = tiny_model(drop_rate=0.5)
+    for training in (True, False):
+        model.train(training)
+        torch.testing.assert_close(attention_maps(model, IDS), wanted)
+        assert all(module.training is training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"), [([], "the text is empty"), ([1] * 17, "17 tokens pass the context length of 16")]
+)
+def test_a_text_that_cannot_be_read_is_an_error_that_leaves_nothing_behind(
+    tiny_model: Make, ids: list[int], message: str
+) -> None:
+    model = tiny_model().train()
+    with pytest.raises(ValueError, match=message):
+        attention_maps(model, ids)
+    assert model.training
+    assert all(not block.att._forward_hooks for block in model.trf_blocks)
+
+
+# ---- trace ---------------------------------------------------------------------------------------------------------
+
+
+def test_trace_is_a_softmax_over_the_tokens_there_are(byte_model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
+    ids = tiny_tokenizer.encode(TEXT)
+    with torch.no_grad():
+        scores = byte_model(torch.tensor([ids]))[0, :, : tiny_tokenizer.n_vocab]
+    wanted = scores.exp() / scores.exp().sum(dim=-1, keepdim=True)
+
+    places = trace(byte_model, tiny_tokenizer, TEXT, k=3)
+    assert "".join(place.text for place in places) == TEXT
+    assert places[0].probability is None
+    for row, token, place in zip(wanted, ids[1:], places[1:], strict=False):
+        assert place.probability == pytest.approx(float(row[token]), rel=1e-5)
+    for row, place in zip(wanted, places, strict=True):
+        best = sorted(range(len(row)), key=lambda token: -row[token])[:3]
+        assert [text for text, _ in place.likeliest] == [tiny_tokenizer.decode([token]) for token in best]
+        assert [p for _, p in place.likeliest] == pytest.approx(row[best].tolist(), rel=1e-5)
+
+
+def test_trace_gives_no_more_than_the_whole_vocabulary(byte_model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
+    (place,) = trace(byte_model, tiny_tokenizer, "T", k=1000)
+    assert len(place.likeliest) == tiny_tokenizer.n_vocab
+    assert sum(p for _, p in place.likeliest) == pytest.approx(1)
+
+
+def test_trace_ignores_dropout_and_keeps_the_mode(tiny_model: Make, tiny_tokenizer: Tokenizer) -> None:
+    wanted = trace(tiny_model(vocab_size=257), tiny_tokenizer, TEXT)
+    model = tiny_model(vocab_size=257, drop_rate=0.5).train()
+    assert trace(model, tiny_tokenizer, TEXT) == wanted
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "the text is empty"), ("x" * 17, "17 tokens pass the context length of 16")]
+)
+def test_trace_refuses_a_text_that_cannot_be_read(
+    byte_model: GPTModel, tiny_tokenizer: Tokenizer, text: str, message: str
+) -> None:
+    byte_model.train()
+    with pytest.raises(ValueError, match=message):
+        trace(byte_model, tiny_tokenizer, text)
+    assert byte_model.training
+
+
+# ---- plot_attention ------------------------------------------------------------------------------------------------
+
+
+def random_maps(n_layers: int, n_heads: int, n_tokens: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(n_layers, n_heads, n_tokens, n_tokens, generator=generator).tril()
+
+
+def saved(figure: Any, path: Path) -> tuple[int, ...]:
+    figure.savefig(path, format="png")
+    shape: tuple[int, ...] = matplotlib.image.imread(path).shape
+    return shape
+
+
+def test_the_figure_has_a_panel_for_each_head_with_its_own_weights(tmp_path: Path) -> None:
+    maps = random_maps(2, 3, 5)
+    figure = plot_attention(maps, ["The", " cat", "\n", "é", "'"])
+    assert [axes.get_title() for axes in figure.axes] == [
+        f"layer {layer} head {head}" for layer in range(2) for head in range(3)
+    ]
+    for axes, weights in zip(figure.axes, maps.flatten(0, 1), strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), weights.numpy())
+        assert axes.images[0].get_clim() == (0, 1)  # one scale for all, or heads cannot be compared
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert shown == ["The", " cat", r"\n", "é", "'"]
+    height, width, _ = saved(figure, tmp_path / "maps.png")
+    assert width > height > 300
+
+
+def test_a_long_text_is_drawn_without_labels(tmp_path: Path) -> None:
+    figure = plot_attention(random_maps(1, 1, 40).bfloat16(), ["x"] * 40)
+    assert not figure.axes[0].get_xticklabels()
+    assert not figure.axes[0].get_yticklabels()
+    assert saved(figure, tmp_path / "maps.png")
+
+
+@pytest.mark.parametrize("label", ["$$", r"$\frac{$"])
+def test_labels_are_plain_text_and_no_formulas(tmp_path: Path, label: str) -> None:
+    """Matplotlib reads what stands between dollar signs as mathematics, and GPT-2 has a token "$$"."""
+    assert saved(plot_attention(random_maps(1, 1, 2), [label, label]), tmp_path / "maps.png")

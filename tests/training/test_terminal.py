@@ -1,0 +1,328 @@
+"""The view of a run: what people read, at every width, and that no number and no text can break it."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+
+from glassgpt.data.baselines import Baselines
+from glassgpt.training import terminal
+from glassgpt.training.terminal import Lines, LiveView, progress_for, visible
+from glassgpt.training.train import TrainResult
+
+BASELINES = Baselines(uniform=6.238, unigram=5.199, bigram=3.944)
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(terminal, "time", clock)
+    return clock
+
+
+def screen(width: int = 80, height: int = 24) -> Console:
+    """A terminal that keeps what is written to it."""
+    return Console(file=StringIO(), width=width, height=height, force_terminal=True, color_system=None)
+
+
+def paper(width: int = 80) -> Console:
+    """A file."""
+    return Console(file=StringIO(), width=width, soft_wrap=True)
+
+
+def printed(view: Lines) -> str:
+    assert isinstance(view.console.file, StringIO)
+    return view.console.file.getvalue()
+
+
+def prepared(steps: int = 100, choices: tuple[str, ...] = ("model: small",), baselines: Baselines = BASELINES) -> Any:
+    return SimpleNamespace(choices=list(choices), baselines=baselines, settings=SimpleNamespace(steps=steps))
+
+
+def record(step: int, loss: float, rate: float = 1234.5) -> dict[str, Any]:
+    return {"kind": "step", "step": step, "loss": loss, "tokens_per_second": rate}
+
+
+def evaluation(step: int, loss: float) -> dict[str, Any]:
+    return {"kind": "evaluation", "step": step, "val_loss": loss, "bits_per_byte": loss / 2}
+
+
+def result(finished: bool = True, directory: str = "runs/mine") -> TrainResult:
+    return TrainResult(Path(directory), 100, finished, 3.2, 3.3, 1.5, 3.944)
+
+
+def whole_run(view: Lines, losses: list[float], first_step: int = 0, steps: int = 100) -> str:
+    view.message("reading the text")
+    view.start(prepared(steps), "float32 (as asked)", first_step)
+    for n, loss in enumerate(losses):
+        view.step(record(first_step + n, loss))
+    view.evaluation(evaluation(first_step + len(losses), losses[-1]), best=True)
+    view.sample("Once upon a\ntime")
+    view.finish(result())
+    return printed(view)
+
+
+LOSSES = {
+    "falling": [6.0 / (1 + 0.1 * n) for n in range(90)],
+    "constant": [5.0] * 70,
+    "one step": [6.2],
+    "two steps": [6.2, 6.1],
+    "rising": [6.0 + n for n in range(30)],
+    "huge": [1e300, 1e-300, 1e300],
+    "zero": [0.0] * 5,
+    "never a number": [math.nan] * 5,
+    "infinite first": [math.inf, 5.0, 4.0],
+    "broken in between": [6.0, math.nan, 5.0, math.inf, 4.0, -math.inf],
+}
+
+
+@pytest.mark.parametrize("losses", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("first_step", [0, 40])
+@pytest.mark.parametrize("size", [(80, 24), (200, 50), (40, 24), (20, 8), (80, 5)])
+def test_any_run_can_be_shown(losses: list[float], first_step: int, size: tuple[int, int]) -> None:
+    for view in (LiveView(screen(*size)), Lines(paper(size[0]))):
+        text = whole_run(view, losses, first_step)
+        assert "reading the text" in text
+        assert "Once upon a time" in re.sub(r"\s+", " ", text)
+
+
+@given(st.lists(st.floats(), min_size=1, max_size=90), st.floats(0, 20), st.floats(0, 20), st.floats(0, 20))
+def test_any_numbers_make_a_chart(losses: list[float], uniform: float, unigram: float, bigram: float) -> None:
+    view = LiveView(screen())
+    view.start(prepared(baselines=Baselines(uniform, unigram, bigram)), "float32", 0)
+    view.close()
+    for n, loss in enumerate(losses):
+        view.step(record(n, loss))
+    if len(view._curve) > 1:
+        rows = list(view._chart(60, 10))
+        assert len(rows) == 10
+        assert all(len(row) > 60 for row in rows)
+
+
+# ---- the chart ----------------------------------------
+
+
+def chart(losses: list[float], width: int = 80) -> list[str]:
+    view = LiveView(screen(width))
+    view.start(prepared(), "float32", 0)
+    for n, loss in enumerate(losses):
+        view._loss = None  # without smoothing, to see each loss as it is
+        view.step(record(n, loss))
+    view.close()
+    lines = printed(view).splitlines()
+    end = max(n for n, line in enumerate(lines) if " loss " in line)
+    return lines[end - 10 : end]
+
+
+def test_the_chart_falls_as_the_loss_does_between_its_baselines() -> None:
+    rows = chart([6.2 - 0.05 * n for n in range(60)])
+    filled = [len(re.findall("[▁▂▃▄▅▆▇█]", row)) for row in rows]
+    assert filled == sorted(filled)
+    assert (filled[0] < 10, filled[-1]) == (True, 60)
+    names = [re.search(r"(ln V|unigram|bigram) (\d\.\d\d)", row) for row in rows]
+    assert [found.groups() for found in names if found] == [("ln V", "6.24"), ("unigram", "5.20"), ("bigram", "3.94")]
+    heights = [n for n, found in enumerate(names) if found]
+    assert heights[0] == 0
+    assert heights == sorted(heights)
+
+
+def test_the_chart_keeps_within_the_screen() -> None:
+    for width in (80, 60, 40):
+        assert max(cell_len(line) for line in chart([5.0, 4.0, 3.0], width)) <= width
+
+
+@pytest.mark.parametrize("size", [(80, 12), (25, 24)])
+def test_a_small_screen_shows_the_bar_and_no_chart(size: tuple[int, int]) -> None:
+    view = LiveView(screen(*size))
+    text = whole_run(view, [5.0, 4.0, 3.0])
+    assert "█" not in text
+    assert " loss 4.853  1,234 tok" in text
+
+
+# ---- what is said ----------------------------------------
+
+
+def test_a_step_that_was_no_number_does_not_hide_the_others() -> None:
+    view = Lines(paper())
+    view.start(prepared(), "float32", 0)
+    for n, loss in enumerate([4.0, math.nan, math.inf, 4.0]):
+        view.step(record(n, loss))
+    assert view._loss == 4.0
+
+
+def test_lines_come_every_ten_seconds_with_rate_and_time_left(clock: Clock) -> None:
+    view = Lines(paper(40))
+    view.start(prepared(steps=1040), "float32", first_step=40)
+    for n in range(100):
+        clock.now += 1.0
+        view.step(record(40 + n, 5.0))
+    steps = [line for line in printed(view).splitlines() if line.startswith("step")]
+    assert len(steps) == 10
+    assert steps[0] == "step 50 of 1,040  loss 5.000  1,234 tokens/s  0:16:30 left"
+    assert steps[-1] == "step 140 of 1,040  loss 5.000  1,234 tokens/s  0:15:00 left"
+
+
+def test_a_run_of_a_thousand_years_has_a_time_left(clock: Clock) -> None:
+    view = Lines(paper())
+    view.start(prepared(steps=10**17), "float32", 0)
+    clock.now += 20
+    view.step(record(0, math.nan))
+    assert re.search(r"loss -  .* \d+:\d\d:\d\d left", printed(view))
+
+
+@pytest.mark.parametrize(
+    ("loss", "below"), [(7.0, ""), (6.0, "  below ln V"), (5.0, "  below unigram"), (3.0, "  below bigram")]
+)
+def test_an_evaluation_is_compared_with_the_text_itself(loss: float, below: str) -> None:
+    view = Lines(paper())
+    view.start(prepared(), "float32", 0)
+    view.evaluation(evaluation(50, loss), best=True)
+    assert printed(view).splitlines()[-1] == f"step     50  validation {loss:.3f}  {loss / 2:.3f} bits per byte{below}"
+    view.evaluation(evaluation(60, loss), best=False)
+    assert printed(view).splitlines()[-1].endswith(f"{below}  (an earlier one was better, and is kept)")
+
+
+def test_the_end_says_how_to_go_on() -> None:
+    view = Lines(paper(40))
+    view.finish(result())
+    assert printed(view) == "done after 100 steps: best validation loss 3.200, saved in runs/mine\n"
+    view.finish(result(finished=False, directory="my runs/$x"))
+    assert printed(view).splitlines()[-1] == "go on with: glassgpt train --resume --out 'my runs/$x'"
+
+
+def test_text_is_never_taken_for_markup() -> None:
+    for view in (Lines(paper(200)), LiveView(screen(200))):
+        view.message("[bold]b[/bold] :smile:")
+        view.sample("[/x] [red]")
+        assert "[bold]b[/bold] :smile:" in printed(view)
+        assert "[/x] [red]" in printed(view)
+
+
+# ---- samples ----------------------------------------
+
+
+def test_a_sample_is_one_line_of_a_file_and_a_paragraph_on_a_terminal() -> None:
+    text = "once\n\n  upon\ta " + "time " * 40
+    view = progress_for(StringIO())
+    assert type(view) is Lines
+    view.sample(text)
+    assert printed(view) == f"    once upon a {' '.join(['time'] * 40)}\n"
+    live = LiveView(screen(80))
+    live.sample(text)
+    lines = printed(live).splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("    ") and cell_len(line.rstrip()) <= 80 for line in lines)
+    assert " ".join(printed(live).split()) == " ".join(text.split())
+
+
+@given(st.text(max_size=300))
+def test_no_sample_commands_the_terminal(text: str) -> None:
+    view = LiveView(screen(40))
+    view.sample(text)
+    assert {c for c in printed(view) if unicodedata.category(c) == "Cc"} <= {"\n"}
+    assert all(cell_len(line.rstrip()) <= 40 for line in printed(view).splitlines())
+
+
+def test_wide_characters_keep_within_the_screen() -> None:
+    view = LiveView(screen(40))
+    view.sample("日本語のテキスト" * 20 + "😀" * 40)
+    assert {cell_len(line) for line in printed(view).splitlines()} == {40}
+
+
+@given(st.text())
+def test_visible_changes_control_characters_only(text: str) -> None:
+    shown = visible(text)
+    assert {c for c in shown if unicodedata.category(c) == "Cc"} <= {"\n", "\t"}
+    assert visible(shown) == shown
+    kept = [c for c in text if unicodedata.category(c) != "Cc" or c in "\n\t"]
+    assert [c for c in shown if c in set(kept)] == kept or any(c in "␛�" or "␀" <= c <= "␡" for c in text)
+
+
+def test_visible() -> None:
+    assert visible("a\x1b[31mb\x07\r\nc\td\x7f\x9b") == "a␛[31mb␇\nc\td␡�"
+    assert visible("naïve 日本 👩‍💻") == "naïve 日本 👩‍💻"
+
+
+# ---- encoding ----------------------------------------
+
+
+def encode(view: Lines, clock: Clock, seconds: float, total: int = 50_000_000) -> None:
+    """Fifty pieces of training text, then one of validation text."""
+    for done in range(total // 50, total + 1, total // 50):
+        view.encoding(done, total)
+        clock.now += seconds / 50
+    view.encoding(1000, 1000)
+
+
+def test_a_quick_encoding_is_not_worth_a_word(clock: Clock) -> None:
+    for view in (Lines(paper()), LiveView(screen())):
+        encode(view, clock, 1.9)
+        assert printed(view) == ""
+
+
+def test_a_long_encoding_is_shown_line_by_line(clock: Clock) -> None:
+    view = Lines(paper(200))
+    encode(view, clock, 50)
+    lines = printed(view).splitlines()
+    assert len(lines) == 5
+    assert lines[0] == "encoding 3.0 of 50.0 MB  1.0 MB/s  0:00:47 left"
+    assert lines[-1] == "encoding 43.0 of 50.0 MB  1.0 MB/s  0:00:07 left"
+
+
+def test_a_long_encoding_has_a_bar_that_goes_again(clock: Clock) -> None:
+    view = LiveView(screen())
+    encode(view, clock, 50)
+    assert view._live is None
+    shown = printed(view)
+    assert re.search(r"encoding .*━.* 50\.0/50\.0 MB", shown)
+    assert shown.rstrip().endswith("\x1b[2K")  # the bar's line is erased
+    view.start(prepared(), "float32", 0)
+    view.finish(result())
+    assert "0/100" in printed(view)
+
+
+# ---- which view ----------------------------------------
+
+
+def test_which_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    assert type(progress_for(StringIO())) is Lines
+    assert type(progress_for(Terminal())) is LiveView
+    assert type(progress_for(Terminal(), live=False)) is Lines
+    assert type(progress_for(StringIO(), live=True)) is LiveView
+    monkeypatch.setenv("TERM", "dumb")  # it cannot move its cursor
+    assert type(progress_for(Terminal())) is Lines
+
+
+def test_a_view_that_was_never_started_can_be_closed_twice() -> None:
+    view = LiveView(screen())
+    view.close()
+    view.start(prepared(), "float32", 0)
+    view.close()
+    view.close()
+    assert printed(view).endswith("\x1b[?25h")  # the cursor is there again
