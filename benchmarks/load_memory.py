@@ -41,12 +41,12 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 import torch, glassgpt
-path, tokenizer = sys.argv[1:]
+path, tokenizer, n_heads = sys.argv[1:]
 tokenizer = glassgpt.Tokenizer.load(tokenizer)
 with torch.device("meta"):  # PyTorch loads more of itself for this
     glassgpt.GPTModel(glassgpt.PRESETS["nano"])
 before, started = peak(), time.perf_counter()
-model, _ = glassgpt.load_model(path, tokenizer=tokenizer)
+model, _ = glassgpt.load_model(path, tokenizer=tokenizer, n_heads=int(n_heads))
 print(json.dumps({"seconds": round(time.perf_counter() - started, 1), "before": before, "peak": peak(),
                   "parameters": sum(p.numel() for p in model.parameters())}))
 """
@@ -78,7 +78,7 @@ def measure(config: GPTConfig, form: str, directory: Path) -> dict[str, float]:
     model.mkdir()
     path = {"huggingface": write_huggingface, "pth": write_pth, "openai": write_openai}[form](config, model)
     size = sum(file.stat().st_size for file in model.iterdir() if file.stat().st_size > 2**20)
-    command = [sys.executable, "-c", LOAD, str(path), str(tokenizer)]
+    command = [sys.executable, "-c", LOAD, str(path), str(tokenizer), str(config.n_heads)]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
     found = json.loads(answer.splitlines()[-1])
     assert found["parameters"] == config.n_parameters()

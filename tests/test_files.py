@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_a_whole_directory(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_of_the_same_number_left_is_cleared_away(tmp_path: Path) -> None:
     """In a container every process may be number 1, and so would find its own name taken."""
-    left = tmp_path / f".state.{os.getpid()}.tmp"
+    left = tmp_path / f".state.{os.getpid()}-{threading.get_ident()}.tmp"
     left.mkdir()
     (left / "half").write_bytes(b"x")
     with replacing(tmp_path / "state") as temporary:

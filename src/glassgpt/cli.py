@@ -35,9 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _mend_streams()
     if logging.lastResort is not None:  # what prints where nobody has set up logging
         logging.lastResort.setFormatter(logging.Formatter("glassgpt: warning: %(message)s"))
-    # Read by OpenMP when torch is loaded. Its threads else spin while they wait: with one other busy process on two
-    # cores, a training step then takes a hundred times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Read by OpenMP when torch is loaded: how long a thread spins before it sleeps while it waits for work. With the
+    # default, 300,000 turns, one other busy process on two cores makes a training step take fifty times as long.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     arguments = _parser().parse_args(argv)
     try:
         with warnings.catch_warnings():

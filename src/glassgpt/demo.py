@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.progress import Progress
 from glassgpt.training.step import evaluate_loss, initial_model
+from glassgpt.training.terminal import visible
 from glassgpt.training.train import TrainResult, train
 
 CONFIG = GPTConfig(vocab_size=1024, context_length=64, emb_dim=128, n_heads=4, n_layers=4, drop_rate=0.0)
@@ -71,23 +74,28 @@ def demo(out: str | Path, seconds: float, progress: Progress, stream: IO[str]) -
             ignore_eot=True,
         )
         say(f"--- {name}: {share_of_known_words(text):.0%} of its words occur in the manual")
-        say(PROMPT + text)
+        say(visible(PROMPT + text))
         say()
     _speed_ladder(model, tokenizer, say)
     say()
     say("What to type next:")
-    say(f'  glassgpt generate {out} "{PROMPT}" --temperature 0.8   # more of it')
-    say(f'  glassgpt explain {out} "{PROMPT}" --out maps.png       # where its heads look')
+    place = shlex.quote(str(out))
+    say(f'  glassgpt generate {place} "{PROMPT}" --temperature 0.8   # more of it')
+    say(f'  glassgpt explain {place} "{PROMPT}" --out maps.png       # where its heads look')
     say("  glassgpt train my.txt --out runs/mine                        # your own text")
-    say(f"  open {out}/loss.png                                     # the curve of this run")
+    say(f"The curve of this run is {out}/loss.png.")
     return result
 
 
 def share_of_known_words(text: str) -> float:
     """The fraction of the words of `text`, first and last one cut off, that occur in the default corpus."""
-    known = {word for document in default_corpus() for piece in document.pieces() for word in _words(piece)}
     words = _words(text)[1:-1]
-    return sum(word in known for word in words) / max(1, len(words))
+    return sum(word in _known_words() for word in words) / max(1, len(words))
+
+
+@functools.cache  # reading the whole standard library takes seconds
+def _known_words() -> frozenset[str]:
+    return frozenset(word for document in default_corpus() for piece in document.pieces() for word in _words(piece))
 
 
 def _words(text: str) -> list[str]:

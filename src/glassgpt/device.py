@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+_MIN_BFLOAT16_WIDTH = 256  # below it, turning numbers into bfloat16 and back takes longer than is won
 _MAX_THREADS = 1024  # PyTorch crashes where the system refuses it some tens of thousands
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -33,29 +33,30 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def pick_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The number type of matrix products in training, and why. `ValueError` where the device cannot do it.
+def pick_dtype(name: str, device: torch.device, emb_dim: int) -> tuple[str, str]:
+    """The number type of matrix products in training, a key of `DTYPES`, and why.
 
-    Weights, optimizer, norms and loss are float32 always. bfloat16 is taken only where the processor has matrix
-    instructions for it (AMX, or CUDA from compute capability 8.0): elsewhere it is slower than float32.
+    Weights, optimizer, norms and loss are float32 always. "auto" takes bfloat16 only where the processor has matrix
+    instructions for it (AMX, or CUDA from compute capability 8.0) and the model is wide enough to gain from them on a
+    CPU: elsewhere it is slower than float32. `ValueError` where the device cannot do what is asked.
     """
     if device.type == "cuda":
         fast, what = torch.cuda.get_device_capability(device) >= (8, 0), "this GPU"
     elif device.type == "cpu":
-        capabilities: Mapping[str, Any] = getattr(
-            torch.cpu, "get_capabilities", dict
-        )()  # torch 2.6 has no such function
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 has none
         fast, what = bool(capabilities.get("amx_bf16")), "this CPU"
     else:
         fast, what = False, device.type.upper()
     if name == "auto":
+        if fast and device.type == "cpu" and emb_dim < _MIN_BFLOAT16_WIDTH:
+            return "float32", f"matrices under {_MIN_BFLOAT16_WIDTH} wide gain nothing from bfloat16 on a CPU"
         verb = "has" if fast else "has no"
-        return torch.bfloat16 if fast else torch.float32, f"{what} {verb} bfloat16 matrix instructions"
+        return "bfloat16" if fast else "float32", f"{what} {verb} bfloat16 matrix instructions"
     if name not in DTYPES:
         raise ValueError(f"dtype {name!r} is unknown: use auto, {', '.join(DTYPES)}")
     if name == "bfloat16" and device.type == "cuda" and not fast:
         raise ValueError("dtype 'bfloat16' needs a GPU of compute capability 8.0 or more: use --dtype float32")
-    return DTYPES[name], "as asked"
+    return name, "as asked"
 
 
 def available_cores() -> int:

@@ -74,7 +74,7 @@ def result(finished: bool = True, directory: str = "runs/mine") -> TrainResult:
 
 def whole_run(view: Lines, losses: list[float], first_step: int = 0, steps: int = 100) -> str:
     view.message("reading the text")
-    view.start(prepared(steps), "float32 (as asked)", first_step)
+    view.start(prepared(steps), first_step)
     for n, loss in enumerate(losses):
         view.step(record(first_step + n, loss))
     view.evaluation(evaluation(first_step + len(losses), losses[-1]), best=True)
@@ -110,7 +110,7 @@ def test_any_run_can_be_shown(losses: list[float], first_step: int, size: tuple[
 @given(st.lists(st.floats(), min_size=1, max_size=90), st.floats(0, 20), st.floats(0, 20), st.floats(0, 20))
 def test_any_numbers_make_a_chart(losses: list[float], uniform: float, unigram: float, bigram: float) -> None:
     view = LiveView(screen())
-    view.start(prepared(baselines=Baselines(uniform, unigram, bigram)), "float32", 0)
+    view.start(prepared(baselines=Baselines(uniform, unigram, bigram)), 0)
     view.close()
     for n, loss in enumerate(losses):
         view.step(record(n, loss))
@@ -125,7 +125,7 @@ def test_any_numbers_make_a_chart(losses: list[float], uniform: float, unigram: 
 
 def chart(losses: list[float], width: int = 80) -> list[str]:
     view = LiveView(screen(width))
-    view.start(prepared(), "float32", 0)
+    view.start(prepared(), 0)
     for n, loss in enumerate(losses):
         view._loss = None  # without smoothing, to see each loss as it is
         view.step(record(n, loss))
@@ -165,7 +165,7 @@ def test_a_small_screen_shows_the_bar_and_no_chart(size: tuple[int, int]) -> Non
 
 def test_a_step_that_was_no_number_does_not_hide_the_others() -> None:
     view = Lines(paper())
-    view.start(prepared(), "float32", 0)
+    view.start(prepared(), 0)
     for n, loss in enumerate([4.0, math.nan, math.inf, 4.0]):
         view.step(record(n, loss))
     assert view._loss == 4.0
@@ -173,7 +173,7 @@ def test_a_step_that_was_no_number_does_not_hide_the_others() -> None:
 
 def test_lines_come_every_ten_seconds_with_rate_and_time_left(clock: Clock) -> None:
     view = Lines(paper(40))
-    view.start(prepared(steps=1040), "float32", first_step=40)
+    view.start(prepared(steps=1040), first_step=40)
     for n in range(100):
         clock.now += 1.0
         view.step(record(40 + n, 5.0))
@@ -185,7 +185,7 @@ def test_lines_come_every_ten_seconds_with_rate_and_time_left(clock: Clock) -> N
 
 def test_a_run_of_a_thousand_years_has_a_time_left(clock: Clock) -> None:
     view = Lines(paper())
-    view.start(prepared(steps=10**17), "float32", 0)
+    view.start(prepared(steps=10**17), 0)
     clock.now += 20
     view.step(record(0, math.nan))
     assert re.search(r"loss -  .* \d+:\d\d:\d\d left", printed(view))
@@ -196,7 +196,7 @@ def test_a_run_of_a_thousand_years_has_a_time_left(clock: Clock) -> None:
 )
 def test_an_evaluation_is_compared_with_the_text_itself(loss: float, below: str) -> None:
     view = Lines(paper())
-    view.start(prepared(), "float32", 0)
+    view.start(prepared(), 0)
     view.evaluation(evaluation(50, loss), best=True)
     assert printed(view).splitlines()[-1] == f"step     50  validation {loss:.3f}  {loss / 2:.3f} bits per byte{below}"
     view.evaluation(evaluation(60, loss), best=False)
@@ -297,7 +297,7 @@ def test_a_long_encoding_has_a_bar_that_goes_again(clock: Clock) -> None:
     shown = printed(view)
     assert re.search(r"encoding .*━.* 50\.0/50\.0 MB", shown)
     assert shown.rstrip().endswith("\x1b[2K")  # the bar's line is erased
-    view.start(prepared(), "float32", 0)
+    view.start(prepared(), 0)
     view.finish(result())
     assert "0/100" in printed(view)
 
@@ -322,7 +322,7 @@ def test_which_view(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_view_that_was_never_started_can_be_closed_twice() -> None:
     view = LiveView(screen())
     view.close()
-    view.start(prepared(), "float32", 0)
+    view.start(prepared(), 0)
     view.close()
     view.close()
     assert printed(view).endswith("\x1b[?25h")  # the cursor is there again

@@ -225,7 +225,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, text: Path, mon
     from glassgpt.training import state
 
     out = tmp_path / "run"
-    real, calls = state.save_file, []
+    real, calls = state.write_tensors, []
 
     def full(tensors: object, path: Path, *rest: object) -> None:
         calls.append(path)
@@ -234,7 +234,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, text: Path, mon
             raise OSError(28, "No space left on device", str(path))
         real(tensors, path)
 
-    monkeypatch.setattr(state, "save_file", full)
+    monkeypatch.setattr(state, "write_tensors", full)
     with pytest.raises(OSError, match="No space left"):
         run(text, out)
     monkeypatch.undo()
@@ -332,7 +332,7 @@ def test_sizes_are_picked_and_said(tmp_path: Path, text: Path) -> None:
     said: list[str] = []
 
     class Listen(Progress):
-        def start(self, prepared: object, dtype: str, first_step: int) -> None:
+        def start(self, prepared: object, first_step: int) -> None:
             said.extend(prepared.choices)
 
     settings = {k: v for k, v in SETTINGS.items() if k != "dtype"} | {"steps": 2}

@@ -19,7 +19,7 @@ from glassgpt.data.baselines import Baselines, corpus_baselines
 from glassgpt.data.corpus import Document, default_corpus, read_corpus, split_documents
 from glassgpt.data.loader import BatchLoader
 from glassgpt.data.tokens import TokenFile, write_tokens
-from glassgpt.device import pick_dtype
+from glassgpt.device import DTYPES, pick_dtype
 from glassgpt.files import replacing, write_text
 from glassgpt.json_file import read_json
 from glassgpt.tokenizer import Tokenizer
@@ -77,7 +77,7 @@ def prepare(
 
     Every input is checked before anything in `out` changes. Raises `ValueError` and `FileNotFoundError`.
     """
-    pick_dtype(Settings.of(given).dtype, device)
+    pick_dtype(Settings.of(given).dtype, device, 0)
     if minutes is not None and (not 0 < minutes < math.inf or "steps" in given):
         wrong = "and steps exclude each other" if "steps" in given else f"{minutes} must be above 0"
         raise ValueError(f"minutes {wrong}")
@@ -110,6 +110,9 @@ def prepare(
             _remove(out / name)
     train, validation = (TokenFile.open(out / "data" / f"{name}.npy") for name in ("train", "validation"))
 
+    dtype, reason = pick_dtype(settings.dtype, device, config.emb_dim)
+    settings = dataclasses.replace(settings, dtype=dtype)  # so a resume elsewhere computes the same
+    choices.append(f"numbers: {dtype} ({reason})")
     if minutes is None and "steps" not in given:
         minutes = 5.0
         choices.append("time: 5 minutes, the default; --minutes or --steps change it")
@@ -266,7 +269,6 @@ def _steps_for(
     given: Mapping[str, Any],
 ) -> Settings:
     """The number of steps that take `seconds`, evaluations included, from timing a few on a model thrown away."""
-    dtype, _ = pick_dtype(settings.dtype, device)
     model = initial_model(config, settings.seed).to(device)
     optimizers = build_optimizers(model, settings)
     loader = BatchLoader(
@@ -276,7 +278,7 @@ def _steps_for(
     began = time.perf_counter()
     while len(times) < 4 or time.perf_counter() - began < min(2.0, 0.05 * seconds):
         step, start = len(times), time.perf_counter()
-        take_step(model, optimizers, loader.batch(step), step, settings, dtype)
+        take_step(model, optimizers, loader.batch(step), step, settings, DTYPES[settings.dtype])
         times.append(time.perf_counter() - start)
     typical = sorted(times[1:])[len(times[1:]) // 2]
     steps = max(10, int(0.88 * seconds / typical))  # the rest goes to evaluations, checkpoints and samples

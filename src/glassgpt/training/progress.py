@@ -18,7 +18,7 @@ class Progress:
     def encoding(self, done: int, total: int) -> None:
         """`done` of `total` bytes of text are tokens now."""
 
-    def start(self, prepared: Prepared, dtype: str, first_step: int) -> None:
+    def start(self, prepared: Prepared, first_step: int) -> None:
         """The first step is about to be taken; `first_step` is above 0 in a resumed run."""
 
     def step(self, record: dict[str, Any]) -> None:

@@ -84,11 +84,10 @@ class Lines(Progress):
                 f"{_clock((total - done) / rate)} left"
             )
 
-    def start(self, prepared: Prepared, dtype: str, first_step: int) -> None:
+    def start(self, prepared: Prepared, first_step: int) -> None:
         """See `Progress`."""
         for choice in prepared.choices:
             self.message(choice)
-        self.message(f"numbers: {dtype}")
         b = prepared.baselines
         self.message(
             f"this text, nats per token: {b.uniform:.3f} with every token alike (ln V), {b.unigram:.3f} knowing how "
@@ -168,10 +167,10 @@ class LiveView(Lines):
         if done >= total:
             self.close()
 
-    def start(self, prepared: Prepared, dtype: str, first_step: int) -> None:
+    def start(self, prepared: Prepared, first_step: int) -> None:
         """See `Progress`."""
         self.close()
-        super().start(prepared, dtype, first_step)
+        super().start(prepared, first_step)
         self._bar = Bar(
             TextColumn("  "),
             BarColumn(bar_width=40),

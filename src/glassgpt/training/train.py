@@ -20,7 +20,7 @@ import torch
 
 from glassgpt.config import GPTConfig
 from glassgpt.data.loader import BatchLoader
-from glassgpt.device import pick_device, pick_dtype
+from glassgpt.device import DTYPES, pick_device
 from glassgpt.generation.generate import generate
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
@@ -90,7 +90,7 @@ def train(
 
 def _run(prepared: Prepared, out: Path, device: torch.device, resume: bool, progress: Progress) -> TrainResult:
     settings, tokenizer = prepared.settings, prepared.tokenizer
-    dtype, dtype_reason = pick_dtype(settings.dtype, device)
+    dtype = DTYPES[settings.dtype]
     if resume:
         path, state = newest_checkpoint(out)
         model, tokenizer, tensors = restore(path, device)
@@ -111,7 +111,7 @@ def _run(prepared: Prepared, out: Path, device: torch.device, resume: bool, prog
         seed=settings.seed,
     )
     log = RunLog(out, state["step"])
-    progress.start(prepared, dtype=f"{dtype} ({dtype_reason})".removeprefix("torch."), first_step=state["step"])
+    progress.start(prepared, state["step"])
     bad_steps = 0
     tokens_per_step = settings.batch_size * prepared.config.context_length
 

@@ -7,6 +7,7 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and of llama.cpp's own
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,7 @@ def write_gguf(model: GPTModel, tokenizer: Tokenizer, path: Path, kind: str = "f
     gguf = _library()
     config = model.config
     tokens, types, merges = _vocabulary(tokenizer, config.vocab_size)
-    with replacing(path) as temporary:
-        writer = gguf.GGUFWriter(str(temporary), "gpt2")
+    with replacing(path) as temporary, closing(gguf.GGUFWriter(str(temporary), "gpt2")) as writer:
         writer.add_name(name)
         writer.add_context_length(config.context_length)
         writer.add_embedding_length(config.emb_dim)
@@ -84,7 +84,6 @@ def write_gguf(model: GPTModel, tokenizer: Tokenizer, path: Path, kind: str = "f
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-        writer.close()
 
 
 def read_gguf(path: Path) -> GPTModel:
