@@ -309,10 +309,21 @@ def test_a_line_end_in_an_argument_stays_out_of_the_answer(glass: Callable[..., 
 @pytest.mark.slow
 def test_nonsense_in_a_process_of_its_own() -> None:
     """What only a real process shows: nothing on the way out of the interpreter."""
-    for argv, code in ((["generate", "cut", "x"], 2), (["evaluate", "model", "latin1.txt"], 2), (["frobnicate"], 2)):
+    for argv in (["generate", "cut", "x"], ["evaluate", "model", "latin1.txt"], ["frobnicate"]):
         process = shell(*argv)
         printed, errors = process.communicate(timeout=60)
-        assert (process.returncode, printed, errors.count(b"\n")) == (code, b"", 1), errors
+        assert (process.returncode, printed, errors.count(b"\n")) == (2, b"", 1), errors
+        assert errors.startswith(b"glassgpt")
+
+
+@pytest.mark.slow
+def test_a_file_that_is_left_out_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "good.txt").write_text(SENTENCE, encoding="utf-8")
+    (tmp_path / "bad.txt").write_bytes(b"\0\1\2")
+    process = shell("evaluate", "model", tmp_path, "--json")
+    printed, errors = process.communicate(timeout=60)
+    assert json.loads(printed)["n_bytes"] == len(SENTENCE)
+    assert (errors.count(b"\n"), errors.startswith(b"glassgpt: warning: ")) == (1, True)
 
 
 # ---- things that go wrong on the way ----------------------------------------
@@ -531,6 +542,21 @@ def test_evaluate_and_explain_as_json(glass: Callable[..., Answer], tmp_path: Pa
     assert places[0]["probability"] is None
     assert len(places[0]["likeliest"]) == 3
     assert (tmp_path / "deep" / "maps.png").exists()
+
+
+def test_a_token_of_dollars_is_no_formula(glass: Callable[..., Answer], tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train_bpe(["$$^ $$_{" * 50], 265)
+    save_model(GPTModel(GPTConfig(**SHAPE | {"vocab_size": 265})), tokenizer, tmp_path / "model")
+    code, printed, errors = glass("explain", tmp_path / "model", "$$^ $$_{ 日", "--out", tmp_path / "maps.png")
+    assert (code, errors) == (0, f"attention maps: {tmp_path / 'maps.png'}\n")
+    assert "'$$" in printed
+
+
+def test_a_letter_of_the_validation_part_alone_is_in_the_alphabet(glass: Callable[..., Answer], tmp_path: Path) -> None:
+    (tmp_path / "han.txt").write_text("".join(chr(0x4E00 + n) for n in range(999)), encoding="utf-8")
+    argv = ["train", tmp_path / "han.txt", "--out", tmp_path / "run", "--tokenizer", "char", "--model", "nano"]
+    code, _, errors = glass(*argv, "--steps", 1, "--batch-size", 1, "--sample-tokens", 0)
+    assert code == 0, errors
 
 
 def test_json_has_no_word_for_infinity(glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -475,7 +475,7 @@ def _parser() -> argparse.ArgumentParser:
     imports.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new model directory")
     imports.add_argument("--tokenizer", type=Path, metavar="DIR", help="where one is (default: with the file)")
     imports.add_argument(
-        "--n-heads", type=_positive, metavar="N", help="for the book's files (default: what the file says)"
+        "--n-heads", type=_positive, metavar="N", help="for the book's files (default: that of GPT-2 of its width)"
     )
     _json_option(imports)
 

@@ -25,7 +25,7 @@ from glassgpt.training.step import evaluate_loss, initial_model
 from glassgpt.training.terminal import visible
 from glassgpt.training.train import TrainResult, train
 
-CONFIG = GPTConfig(vocab_size=1024, context_length=64, emb_dim=128, n_heads=4, n_layers=4, drop_rate=0.0)
+CONFIG = GPTConfig(vocab_size=1024, context_length=64, emb_dim=128, n_heads=4, n_layers=2, drop_rate=0.0)
 """Small enough for some hundred steps in a minute on two cores; the tokenizer decides the vocabulary's size."""
 
 PROMPT = "The function returns"

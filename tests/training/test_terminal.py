@@ -152,6 +152,15 @@ def test_the_chart_keeps_within_the_screen() -> None:
         assert max(cell_len(line) for line in chart([5.0, 4.0, 3.0], width)) <= width
 
 
+def test_baselines_that_meet_keep_to_their_row() -> None:
+    view = LiveView(screen())
+    view.start(prepared(baselines=Baselines(5.0, 5.0, 5.0)), 0)
+    for n in range(3):
+        view.step(record(n, 5.0))
+    assert len(view.console.render_lines(view._view())) == 11  # the chart and the bar
+    view.close()
+
+
 @pytest.mark.parametrize("size", [(80, 12), (25, 24)])
 def test_a_small_screen_shows_the_bar_and_no_chart(size: tuple[int, int]) -> None:
     view = LiveView(screen(*size))

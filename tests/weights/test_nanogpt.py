@@ -212,6 +212,7 @@ def tensor(name: str, to: object) -> Edit:
         (False, tensor("transformer.ln_f.bias", torch.ones(12)), "unexpected ln_f.bias"),
         (False, tensor("transformer.h.1.mlp.c_fc.bias", torch.ones(48)), "unexpected h.1.mlp.c_fc.bias"),
         (True, tensor("lm_head.weight", torch.zeros(61, 12)), "lm_head.weight differs from wte.weight"),
+        (True, tensor("transformer.wte.weight", torch.zeros(0, 12)), "lm_head.weight differs from wte.weight"),
         (True, tensor("transformer.ln_f.weight", torch.zeros(())), "ln_f.weight is [], the config needs [12]"),
         (False, tensor("x.weight", torch.zeros(())), "unexpected x.weight"),
         (False, tensor("x.weight", torch.zeros(2**40, 0)), "unexpected x.weight"),

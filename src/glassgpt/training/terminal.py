@@ -72,7 +72,7 @@ class Lines(Progress):
         if not 0 < self._encoded < done:  # another text than the last time
             self._began, self._first_encoded = now, done
             self._shown = now - _LINE_SECONDS + _ENCODING_SECONDS
-        self._encoded = done if done < total else 0
+        self._encoded = done
         self._show_encoding(done, total, now)
 
     def _show_encoding(self, done: int, total: int, now: float) -> None:

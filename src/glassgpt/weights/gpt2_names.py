@@ -134,7 +134,8 @@ def check_tensor(tensor: Tensor, name: str, source: str) -> None:
     """`ValueError` naming the tensor, unless it is of a floating type and every value is finite."""
     if not tensor.is_floating_point():
         raise ValueError(f"{source}: {name} is {tensor.dtype}, not a floating type")
-    if not all(end.isfinite() for end in tensor.aminmax()):  # a NaN anywhere is both; nothing is copied
+    # a NaN anywhere is both ends; nothing is copied for it
+    if tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):
         raise ValueError(f"{source}: {name} holds NaN or infinite values")
 
 
