@@ -213,6 +213,16 @@ def tensor(name: str, to: object) -> Edit:
         (False, tensor("transformer.h.1.mlp.c_fc.bias", torch.ones(48)), "unexpected h.1.mlp.c_fc.bias"),
         (True, tensor("lm_head.weight", torch.zeros(61, 12)), "lm_head.weight differs from wte.weight"),
         (True, tensor("transformer.wte.weight", torch.zeros(0, 12)), "lm_head.weight differs from wte.weight"),
+        (
+            True,
+            lambda value: value["model"].update(
+                {
+                    "transformer.wte.weight": torch.ones(61, 12).to(torch.uint32),
+                    "lm_head.weight": torch.ones(61, 12).long(),
+                }
+            ),
+            "wte.weight is torch.uint32, not a floating type",
+        ),
         (True, tensor("transformer.ln_f.weight", torch.zeros(())), "ln_f.weight is [], the config needs [12]"),
         (False, tensor("x.weight", torch.zeros(())), "unexpected x.weight"),
         (False, tensor("x.weight", torch.zeros(2**40, 0)), "unexpected x.weight"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from glassgpt.config import PRESETS, GPTConfig
 from glassgpt.files import replacing
 from glassgpt.model import GPTModel
-from glassgpt.weights.gpt2_names import build_model, check_tensor, own_copy
+from glassgpt.weights.gpt2_names import build_model, check_tensor, own_copy, same
 from glassgpt.weights.huggingface import state_dict_of
 
 _HEADS = {PRESETS[name].emb_dim: PRESETS[name].n_heads for name in PRESETS if name.startswith("gpt2")}
@@ -96,8 +96,7 @@ def _config_of(state: Mapping[str, Tensor], path: Path, n_heads: int | None) -> 
             raise ValueError(f"{path}: the number of heads is not in the file: glassgpt import --n-heads N takes it")
         n_heads = _HEADS[emb_dim]
     layers = {name.split(".")[1] for name in state if name.startswith("trf_blocks.")}
-    head = state.get("out_head.weight")
-    tied = head is not None and head.shape == state["tok_emb.weight"].shape and head.equal(state["tok_emb.weight"])
+    tied = "out_head.weight" in state and same(state["out_head.weight"], state["tok_emb.weight"])
     try:
         return GPTConfig(
             vocab_size=vocab_size,

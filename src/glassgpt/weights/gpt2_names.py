@@ -81,10 +81,11 @@ def from_gpt2_names(
     if config.tie_embeddings and "lm_head.weight" in names:
         ignored.add("lm_head.weight")
         head = _pop(tensors, names["lm_head.weight"])
-        if "wte.weight" in names and not torch.equal(head, tensors[names["wte.weight"]]):
-            check_tensor(tensors[names["wte.weight"]], "wte.weight", source)  # a NaN equals nothing
+        embedding = tensors[names["wte.weight"]] if "wte.weight" in names else head
+        if not same(head, embedding):
+            check_tensor(embedding, "wte.weight", source)  # a NaN equals nothing
             raise ValueError(f"{source}: lm_head.weight differs from wte.weight though the config ties them")
-        del head  # no longer held by anyone
+        del head, embedding  # so that nobody holds them any longer
     if not config.qkv_bias:  # written as zeros, or not at all
         for i in range(config.n_layers):
             name = f"h.{i}.attn.c_attn.bias"
@@ -137,6 +138,11 @@ def check_tensor(tensor: Tensor, name: str, source: str) -> None:
     # a NaN anywhere is both ends; nothing is copied for it
     if tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):
         raise ValueError(f"{source}: {name} holds NaN or infinite values")
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal in dtype, shape and values."""
+    return a.dtype == b.dtype and torch.equal(a, b)
 
 
 def own_copy(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
