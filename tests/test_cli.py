@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -329,42 +330,42 @@ def test_a_file_that_is_left_out_is_told_in_one_line(tmp_path: Path) -> None:
 # ---- things that go wrong on the way ----------------------------------------
 
 
-@pytest.fixture
-def small_files() -> Iterator[Callable[[int], None]]:
-    """Lets no file of this process grow above so many bytes: to a program the same as a full disk."""
+@contextlib.contextmanager
+def small_files(n_bytes: int) -> Iterator[None]:
+    """Lets no file of this process grow above so many bytes: to a program the same as a full disk.
+
+    Only around the command itself: the test runner's own output may go to a file, too.
+    """
     resource = pytest.importorskip("resource", reason="the operating system has no limit for the size of a file")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda n_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_leaves_the_older_run_as_it_was(
-    glass: Callable[..., Answer], small_files: Callable[[int], None], place: Path
-) -> None:
+def test_a_full_disk_leaves_the_older_run_as_it_was(glass: Callable[..., Answer], place: Path) -> None:
     before = tree(place)
-    small_files(1000)
-    code, _, errors = glass(*TRAIN.split(), "--overwrite", "--out", "run")
+    with small_files(1000):
+        code, _, errors = glass(*TRAIN.split(), "--overwrite", "--out", "run")
     assert (code, errors.count("\n")) == (1, 1), errors
     assert "too large" in errors.lower()
     assert tree(place) == before
 
 
-def test_a_full_disk_during_a_checkpoint(
-    glass: Callable[..., Answer], small_files: Callable[[int], None], tmp_path: Path
-) -> None:
-    small_files(100_000)  # enough for the tokens of the text, too little for the weights
-    code, _, errors = glass(*TRAIN.split(), "--out", tmp_path / "run")
+def test_a_full_disk_during_a_checkpoint(glass: Callable[..., Answer], tmp_path: Path) -> None:
+    with small_files(100_000):  # enough for the tokens of the text, too little for the weights
+        code, _, errors = glass(*TRAIN.split(), "--out", tmp_path / "run")
     assert (code, errors.count("\n")) == (1, 1), errors
     assert "too large" in errors.lower()
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == []
 
 
 @pytest.mark.parametrize("command", ["import model --out {}", "export model --to huggingface --out {}"])
-def test_a_full_disk_leaves_no_half_a_model(
-    glass: Callable[..., Answer], small_files: Callable[[int], None], tmp_path: Path, command: str
-) -> None:
-    small_files(2000)
-    code, _, errors = glass(*command.format(tmp_path / "new").split())
+def test_a_full_disk_leaves_no_half_a_model(glass: Callable[..., Answer], tmp_path: Path, command: str) -> None:
+    with small_files(2000):
+        code, _, errors = glass(*command.format(tmp_path / "new").split())
     assert (code, errors.count("\n")) == (1, 1), errors
     assert not (tmp_path / "new").exists() or list((tmp_path / "new").iterdir()) == []
 

@@ -191,6 +191,7 @@ def test_it_learns(tmp_path: Path, text: Path) -> None:
     assert result.best_val_loss < 0.5 * start
 
 
+@pytest.mark.slow
 def test_random_tokens_teach_nothing(tmp_path: Path) -> None:
     """Where the next byte is pure chance no model may beat ln of the alphabet: one that does sees the future."""
     letters = random.Random(1)
