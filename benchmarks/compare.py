@@ -126,15 +126,16 @@ def decode_rate(contender: str) -> float:
     else:
         from glassgpt import GPTModel, Tokenizer, complete
         from glassgpt.config import preset
-        from glassgpt.generation.decoder import CachedDecoder, NaiveDecoder
+        from glassgpt.model import generate_text_simple
 
         ours = GPTModel(preset("gpt2")).eval()
         tokenizer = Tokenizer.gpt2()
-        kind = NaiveDecoder if contender == "glassgpt naive" else CachedDecoder
 
         def run(n: int) -> None:
-            options = dict(max_new_tokens=n, temperature=0, ignore_eot=True, decoder=kind(ours))
-            complete(ours, tokenizer, [PROMPT], **options)
+            if contender == "glassgpt naive":
+                generate_text_simple(ours, torch.tensor([PROMPT]), n, ours.config.context_length)
+            else:
+                complete(ours, tokenizer, [PROMPT], max_new_tokens=n, temperature=0, ignore_eot=True)
 
     run(8)
     start = time.perf_counter()

@@ -38,7 +38,7 @@ def commands() -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the README speaks of: a text, a trained model, a checkpoint of nanoGPT's."""
     folder = tmp_path_factory.mktemp("readme")
     text = "The function returns a list. Once upon a time it returned a tuple.\n" * 200
@@ -67,20 +67,18 @@ def test_the_readme_shows_the_commands() -> None:
 
 
 @pytest.mark.slow
-def test_every_command_runs(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_command_runs(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """In the order of the page, so that each finds what those before it made."""
-    monkeypatch.chdir(workplace)
+    monkeypatch.chdir(place)
     for words in commands():
         assert words[0] == "glassgpt"
         code = cli.main([*words[1:], *SHORTER.get(words[1], [])])
         assert code == 0, f"{' '.join(words)}: {capsys.readouterr().err}"
-    assert (workplace / "mine.gguf").exists()
+    assert (place / "mine.gguf").exists()
 
 
-def test_the_python_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(workplace)
+def test_the_python_runs(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(place)
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {})
     assert capsys.readouterr().out

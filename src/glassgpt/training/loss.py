@@ -25,17 +25,18 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     `hidden` is (N, d), `weight` (vocab_size, d), `targets` (N,), of which `IGNORE` counts nothing. Under autocast the
     products are in its dtype; softmax and sums are in float32 always. The gradient is that of the plain formula.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
+    # asked here: inside the function gradients are always off, and an input's need is told without regard to no_grad
+    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, needs_grad)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, needs_grad: bool) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         with torch.autocast(device, enabled=False):
-            needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
             low_weight, low_hidden = weight.to(dtype), hidden.to(dtype)
             grad_weight = torch.zeros_like(weight) if needs_grad else None
             grad_hidden = torch.empty_like(hidden) if needs_grad else None
@@ -65,6 +66,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None
+        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None
