@@ -151,7 +151,7 @@ def train_rate(contender: str, shape: str, nanogpt: Path | None) -> float:
     x, y = (torch.randint(0, 50257, (batch, LENGTH)) for _ in range(2))
     step = trainer(contender, width, heads, layers, nanogpt)
     times = []
-    for _ in range(7):
+    for _ in range(5):
         start = time.perf_counter()
         step(x, y)
         times.append(time.perf_counter() - start)

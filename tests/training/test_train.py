@@ -97,7 +97,7 @@ def test_the_resumed_steps_cross_an_epoch(tmp_path: Path, text: Path) -> None:
 def test_kill_9_and_resume_by_the_command_line(tmp_path: Path, text: Path) -> None:
     command = [sys.executable, "-m", "glassgpt", "train"]
     options = [str(text), "--model", "nano", "--tokenizer", "byte", "--steps", "60", "--eval-every", "10"]
-    options += ["--eval-batches", "2", "--sample-tokens", "0", "--seed", "5", "--dtype", "float32"]
+    options += ["--eval-batches", "2", "--sample-tokens", "0", "--seed", "5", "--dtype", "float32", "--threads", "1"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, *options, "--out", str(whole)], check=True, capture_output=True)
     process = subprocess.Popen([*command, *options, "--out", str(killed)], stdout=subprocess.DEVNULL)
@@ -105,7 +105,7 @@ def test_kill_9_and_resume_by_the_command_line(tmp_path: Path, text: Path) -> No
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len([r for r in read_log(killed) if r["kind"] == "step"]) < 60, "the kill came too late to test anything"
-    subprocess.run([*command, "--resume", "--out", str(killed)], check=True, capture_output=True)
+    subprocess.run([*command, "--resume", "--threads", "1", "--out", str(killed)], check=True, capture_output=True)
     assert_same_run(whole, killed)
 
 
