@@ -140,6 +140,7 @@ def test_text_is_utf8_with_unix_line_ends_and_replaces(tmp_path: Path) -> None:
 
 def test_what_cannot_be_flushed_is_left(tmp_path: Path) -> None:
     sync(tmp_path / "missing")
+    assert names(tmp_path) == []
 
 
 def source_path() -> dict[str, str]:

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if logging.lastResort is not None:  # what prints where nobody has set up logging
         logging.lastResort.setFormatter(logging.Formatter("glassgpt: warning: %(message)s"))
     # Read by OpenMP when torch is loaded: how long a thread spins before it sleeps while it waits for work. With the
-    # default, 300,000 turns, one other busy process on two cores makes a training step take fifty times as long.
+    # default, 300,000 turns, one other busy process on two cores made a training step take 14 times as long, and more.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     arguments = _parser().parse_args(argv)

@@ -355,7 +355,7 @@ def _is_gpt2(backend: tokenizers.Tokenizer) -> bool:
 
 @functools.cache
 def _gpt2_tiktoken() -> tiktoken.Encoding:
-    """GPT-2's encoding in tiktoken, several times faster than the same merges elsewhere."""
+    """GPT-2's encoding in tiktoken, faster than the same merges in `tokenizers`."""
     ranks = {
         bytes(map(_BYTE_OF_LETTER.__getitem__, token)): rank
         for token, rank in _gpt2_vocabulary().items()

@@ -133,7 +133,7 @@ REFUSED: dict[str, tuple[Act, str]] = {
     "hangs before the answer": (hang(None), "no data in time"),
     "hangs in the middle": (hang(4200), "no data in time"),
     "announces more than it has": (say_length(+10), "100"),
-    "redirect to a file": (redirect("file:///etc/passwd"), "not safe"),
+    "redirect to a file": (redirect("file:/etc/passwd"), "not safe"),
 }
 
 
