@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from glassgpt.checkpoint import load_model, save_model
     from glassgpt.config import PRESETS, GPTConfig
-    from glassgpt.generation.generate import complete, generate, stream
+    from glassgpt.generation.text import complete, generate, stream
     from glassgpt.kv_cache import KVCache
     from glassgpt.model import GPTModel
     from glassgpt.tokenizer import Tokenizer
@@ -28,9 +28,9 @@ _HOME = {
     "Tokenizer": "tokenizer",
     "load_model": "checkpoint",
     "save_model": "checkpoint",
-    "complete": "generation.generate",
-    "generate": "generation.generate",
-    "stream": "generation.generate",
+    "complete": "generation.text",
+    "generate": "generation.text",
+    "stream": "generation.text",
     "train": "training.train",
 }
 

@@ -3,52 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any, Self
+
+from glassgpt.options import Options, option
 
 ATTENTION_KINDS = ("sdpa", "explicit")
 GELU_KINDS = ("tanh", "erf")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GPTConfig:
+class GPTConfig(Options):
     """The shape of one GPT. The first seven keys are the book's (chapter 4), with its defaults for GPT-2 124M.
 
     Raises `ValueError` for a value that cannot work, naming the key, the value and what to change.
     """
 
-    vocab_size: int = 50257
-    context_length: int = 1024
-    """Number of learned positions: the longest sequence the model can read at once, in tokens."""
-    emb_dim: int = 768
-    n_heads: int = 12
-    n_layers: int = 12
-    drop_rate: float = 0.1
-    """Dropout on embeddings, attention weights and both shortcuts, 0 to 1 (1 excluded)."""
-    qkv_bias: bool = False
-    tie_embeddings: bool = False
-    """True: the output head is the token embedding (GPT-2's own weights); False: its own matrix (the book)."""
-    sliding_window: int | None = None
-    """Each position sees itself and the `sliding_window - 1` tokens before it; None: all of them."""
-    gelu: str = "tanh"
-    """"tanh": the form GPT-2 and the book compute; "erf": the exact one, which nanoGPT trains with."""
-    attention: str = "sdpa"
-    """"sdpa": PyTorch's fused kernel; "explicit": written out step by step. Same results."""
-
-    def __new__(cls, **keys: Any) -> Self:
-        """An unknown key is an error that names the nearest known one."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in keys:
-            if key not in known:
-                close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-                hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-                raise ValueError(f"unknown config key {key!r}: {hint}")
-        return super().__new__(cls)
+    vocab_size: int = option(50257, "number of token ids", unit="tokens", at_least=1)
+    context_length: int = option(
+        1024, "learned positions: the longest sequence the model can read at once", unit="tokens", at_least=1
+    )
+    emb_dim: int = option(768, "width of each token's vector, a multiple of the heads", at_least=1)
+    n_heads: int = option(12, "attention heads in each layer", at_least=1)
+    n_layers: int = option(12, "transformer blocks", at_least=1)
+    drop_rate: float = option(0.1, "dropout on embeddings, attention weights and shortcuts", at_least=0, below=1)
+    qkv_bias: bool = option(False, "biases in the query, key and value projections")
+    tie_embeddings: bool = option(
+        False, "the output head is the token embedding (GPT-2) instead of its own matrix (the book)"
+    )
+    sliding_window: int | None = option(
+        None, "each position sees itself and the N - 1 tokens before it", unit="tokens", at_least=1, derived="all"
+    )
+    gelu: str = option("tanh", "tanh: what GPT-2 and the book compute; erf: exact, as nanoGPT", choices=GELU_KINDS)
+    attention: str = option(
+        "sdpa", "sdpa: PyTorch's fused kernel; explicit: step by step; same results", choices=ATTENTION_KINDS
+    )
 
     def __post_init__(self) -> None:
-        for key in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
-            _check_size(key, getattr(self, key))
+        super().__post_init__()
         if self.emb_dim % self.n_heads:
             near = [n for n in range(1, min(self.emb_dim, 4096) + 1) if self.emb_dim % n == 0]
             best = min(near, key=lambda n: abs(n - self.n_heads))
@@ -56,37 +48,11 @@ class GPTConfig:
                 f"emb_dim {self.emb_dim} is not divisible by n_heads {self.n_heads}: "
                 f"use n_heads {best}, or emb_dim {-(-self.emb_dim // self.n_heads) * self.n_heads}"
             )
-        if isinstance(self.drop_rate, bool) or not isinstance(self.drop_rate, (int, float)):
-            raise ValueError(f"drop_rate must be a number from 0 up to 1, not {self.drop_rate!r}")
-        if not 0 <= self.drop_rate < 1:
-            raise ValueError(f"drop_rate {self.drop_rate} is outside 0 <= drop_rate < 1")
-        for key in ("qkv_bias", "tie_embeddings"):
-            if not isinstance(getattr(self, key), bool):
-                raise ValueError(f"{key} must be true or false, not {getattr(self, key)!r}")
-        if self.sliding_window is not None:
-            _check_size("sliding_window", self.sliding_window)
-        for key, kinds in (("attention", ATTENTION_KINDS), ("gelu", GELU_KINDS)):
-            if getattr(self, key) not in kinds:
-                raise ValueError(f"{key} {getattr(self, key)!r} is unknown: use one of {', '.join(kinds)}")
 
     @classmethod
     def of(cls, config: GPTConfig | Mapping[str, Any]) -> Self:
-        """A config from the book's dict, or the config itself. An unknown key is an error, never ignored."""
-        if isinstance(config, cls):
-            return config
-        if not isinstance(config, Mapping):
-            raise ValueError(f"a config is a GPTConfig or a dict, not {type(config).__name__}")
-        if strange := [key for key in config if not isinstance(key, str)]:
-            raise ValueError(f"unknown config key {strange[0]!r}: keys are names")
-        return cls(**config)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All keys and values, ready for JSON; `GPTConfig.of` reads it back."""
-        return dataclasses.asdict(self)
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with some keys changed, checked again."""
-        return self.of(self.to_dict() | changes)
+        """The config itself, or one from the book's dict; an unknown key is an error."""
+        return config if isinstance(config, cls) else cls.from_dict(config)  # type: ignore[arg-type]
 
     @property
     def head_dim(self) -> int:
@@ -102,13 +68,6 @@ class GPTConfig:
         head = 0 if self.tie_embeddings else self.vocab_size * d
         embeddings = (self.vocab_size + self.context_length) * d
         return embeddings + self.n_layers * (attention + feed_forward + norms) + 2 * d + head
-
-
-def _check_size(key: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{key} must be a whole number, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{key} {value} is below 1")
 
 
 def _gpt2(emb_dim: int, n_heads: int, n_layers: int) -> GPTConfig:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -16,24 +17,34 @@ from glassgpt.checkpoint import load_model
 from glassgpt.config import GPTConfig
 from glassgpt.data.corpus import default_corpus
 from glassgpt.data.tokens import TokenFile
-from glassgpt.generation.decoder import CachedDecoder, Decoder, NaiveDecoder
-from glassgpt.generation.generate import complete, generate
+from glassgpt.generation import complete, generate
+from glassgpt.generation.decoder import Decoder
+from glassgpt.generation.torch_decoder import CachedDecoder, NaiveDecoder
+from glassgpt.language_model import seeded
 from glassgpt.model import GPTModel
+from glassgpt.terminal_text import visible
 from glassgpt.tokenizer import Tokenizer
+from glassgpt.training.build import initial_model
+from glassgpt.training.objective import NextTokenLoss
 from glassgpt.training.progress import Progress
-from glassgpt.training.step import evaluate_loss, initial_model
-from glassgpt.training.terminal import visible
-from glassgpt.training.train import TrainResult, train
+from glassgpt.training.records import TrainResult
+from glassgpt.training.step import evaluate_loss
+from glassgpt.training.train import train
 
 CONFIG = GPTConfig(vocab_size=1024, context_length=64, emb_dim=128, n_heads=4, n_layers=2, drop_rate=0.0)
-"""Small enough for some hundred steps in a minute on two cores; the tokenizer decides the vocabulary's size."""
+"""Small enough for several hundred steps in a minute on two cores; the tokenizer decides the vocabulary's size."""
+
+DIRECTORY = Path("runs/demo")
 
 PROMPT = "The function returns"
 _LADDER_CONFIG = CONFIG.replace(context_length=512)
 
 
-def demo(out: str | Path, seconds: float, progress: Progress, stream: IO[str]) -> TrainResult:
-    """Train for `seconds` on Python's manual into `out`, and tell the story on `stream`. Errors as in `train`."""
+def demo(out: Path | None, seconds: float, progress: Progress, stream: IO[str]) -> TrainResult:
+    """Train for `seconds` on Python's manual into `out`, and tell the story on `stream`. Errors as in `train`.
+
+    Nothing is overwritten: where `out` is None it is `runs/demo`, or `runs/demo-2` and so on if that is taken.
+    """
 
     def say(text: str = "") -> None:
         stream.write(text + "\n")
@@ -41,12 +52,16 @@ def demo(out: str | Path, seconds: float, progress: Progress, stream: IO[str]) -
 
     say("glassgpt demo: a GPT that has never seen a word learns to write, from Python's own manual.")
     say()
+    if out is None:
+        out = _free(DIRECTORY)
+        if out != DIRECTORY:
+            say(f"{DIRECTORY} holds an earlier run, which stays as it is: this one goes to {out}.")
+            say()
     result = train(
         (),
         out,
-        model=CONFIG,
+        shape=CONFIG,
         minutes=seconds / 60,
-        overwrite=True,
         progress=progress,
         sample_prompt=PROMPT,
         sample_tokens=40,
@@ -55,7 +70,8 @@ def demo(out: str | Path, seconds: float, progress: Progress, stream: IO[str]) -
         return result
     model, tokenizer = load_model(out)
     validation = TokenFile.open(Path(out) / "data" / "validation.npy", encoder=tokenizer)
-    loss = evaluate_loss(model, validation.tokens, 64, None)
+    loss = evaluate_loss(NextTokenLoss(model), validation.tokens, 64)
+    validation.close()
     verdict = "below" if loss < result.bigram_loss else "not below"
     say()
     say(f"On all of the validation part: {loss:.3f} nats per token, {verdict} the bigram's {result.bigram_loss:.3f}.")
@@ -79,12 +95,22 @@ def demo(out: str | Path, seconds: float, progress: Progress, stream: IO[str]) -
     _speed_ladder(model, tokenizer, say)
     say()
     say("What to type next:")
-    place = shlex.quote(str(out))
-    say(f'  glassgpt generate {place} "{PROMPT}" --temperature 0.8   # more of it')
-    say(f'  glassgpt explain {place} "{PROMPT}" --out maps.png       # where its heads look')
+    run = shlex.quote(str(out))
+    say(f'  glassgpt generate {run} "{PROMPT}" --temperature 0.8   # more of it')
+    say(f'  glassgpt explain {run} "{PROMPT}" --out maps.png       # where its heads look')
     say("  glassgpt train my.txt --out runs/mine                        # your own text")
     say(f"The curve of this run is {out}/loss.png.")
     return result
+
+
+def _free(directory: Path) -> Path:
+    """`directory`, or the first of `directory-2`, `directory-3` and so on in which there is nothing."""
+    numbered = (directory.with_name(f"{directory.name}-{n}") for n in itertools.count(2))
+    return next(
+        path
+        for path in itertools.chain([directory], numbered)
+        if not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    )
 
 
 def share_of_known_words(text: str) -> float:
@@ -105,7 +131,6 @@ def _words(text: str) -> list[str]:
 def _speed_ladder(model: GPTModel, tokenizer: Tokenizer, say: Callable[[str], None]) -> None:
     """The same greedy tokens, computed naively and with the cache, on a model with room for a long text."""
     long = _stretched(model)
-    prompt: Sequence[str] = [PROMPT]
     tokens = _LADDER_CONFIG.context_length - 32
     rungs: list[tuple[str, Decoder]] = [
         ("naive: all tokens again for each new one", NaiveDecoder(long)),
@@ -115,11 +140,9 @@ def _speed_ladder(model: GPTModel, tokenizer: Tokenizer, say: Callable[[str], No
     texts, rates = [], []
     for name, decoder in rungs:
         start = time.perf_counter()
-        made = complete(
-            long, tokenizer, prompt, max_new_tokens=tokens, temperature=0, ignore_eot=True, decoder=decoder
-        )[0]
-        rates.append(len(made.ids) / (time.perf_counter() - start))
-        texts.append(made.ids)
+        ids = complete(decoder, tokenizer, [PROMPT], max_new_tokens=tokens, temperature=0, ignore_eot=True)[0].ids
+        rates.append(len(ids) / (time.perf_counter() - start))
+        texts.append(ids)
         say(f"  {rates[-1]:>8,.0f} tokens/s  {rates[-1] / rates[0]:>5.1f} x  {name}")
     say(f"  identical tokens: {'yes' if texts[0] == texts[1] else 'NO'}")
 
@@ -127,8 +150,8 @@ def _speed_ladder(model: GPTModel, tokenizer: Tokenizer, say: Callable[[str], No
 def _stretched(model: GPTModel) -> GPTModel:
     """The trained model with more positions, the new ones untrained: for timing, a longer text than it learned."""
     config = model.config.replace(context_length=_LADDER_CONFIG.context_length)
-    torch.manual_seed(0)
-    long = GPTModel(config).eval()
+    with seeded(0):
+        long = GPTModel(config).eval()
     state = model.state_dict()
     trained = state["pos_emb.weight"]
     state["pos_emb.weight"] = trained[torch.arange(config.context_length) % len(trained)]

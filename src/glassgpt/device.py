@@ -33,6 +33,11 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def has_bfloat16_products(device: torch.device) -> bool:
+    """Whether a GPU has matrix instructions for bfloat16: CUDA from compute capability 8.0."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def pick_dtype(name: str, device: torch.device, emb_dim: int) -> tuple[str, str]:
     """The number type of matrix products in training, a key of `DTYPES`, and why.
 
@@ -40,23 +45,26 @@ def pick_dtype(name: str, device: torch.device, emb_dim: int) -> tuple[str, str]
     instructions for it (AMX, or CUDA from compute capability 8.0) and the model is wide enough to gain from them on a
     CPU: elsewhere it is slower than float32. `ValueError` where the device cannot do what is asked.
     """
-    if device.type == "cuda":
-        fast, what = torch.cuda.get_device_capability(device) >= (8, 0), "this GPU"
-    elif device.type == "cpu":
+    check_dtype(name, device)
+    if name != "auto":
+        return name, "as asked"
+    if device.type == "cpu":
         capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 has none
         fast, what = bool(capabilities.get("amx_bf16")), "this CPU"
-    else:
-        fast, what = False, device.type.upper()
-    if name == "auto":
-        if fast and device.type == "cpu" and emb_dim < _MIN_BFLOAT16_WIDTH:
+        if fast and emb_dim < _MIN_BFLOAT16_WIDTH:
             return "float32", f"matrices under {_MIN_BFLOAT16_WIDTH} wide gain nothing from bfloat16 on a CPU"
-        verb = "has" if fast else "has no"
-        return "bfloat16" if fast else "float32", f"{what} {verb} bfloat16 matrix instructions"
-    if name not in DTYPES:
-        raise ValueError(f"dtype {name!r} is unknown: use auto, {', '.join(DTYPES)}")
-    if name == "bfloat16" and device.type == "cuda" and not fast:
-        raise ValueError("dtype 'bfloat16' needs a GPU of compute capability 8.0 or more: use --dtype float32")
-    return name, "as asked"
+    else:
+        fast, what = has_bfloat16_products(device), "this GPU" if device.type == "cuda" else device.type.upper()
+    verb = "has" if fast else "has no"
+    return "bfloat16" if fast else "float32", f"{what} {verb} bfloat16 matrix instructions"
+
+
+def check_dtype(name: str, device: torch.device) -> None:
+    """`ValueError` for a number type that is unknown, or that `device` cannot compute with."""
+    if name != "auto" and name not in DTYPES:
+        raise ValueError(f"dtype {name!r} must be one of auto, {', '.join(DTYPES)}")
+    if name == "bfloat16" and device.type == "cuda" and not has_bfloat16_products(device):
+        raise ValueError("dtype 'bfloat16' needs a GPU of compute capability 8.0 or more: use float32")
 
 
 def available_cores() -> int:
@@ -77,11 +85,11 @@ def available_cores() -> int:
 def set_threads(threads: int | None = None) -> int:
     """Use `threads` threads, or `OMP_NUM_THREADS`, or as many as there are cores for; returns the number."""
     if threads is None:
-        wish = os.environ.get("OMP_NUM_THREADS", "")
-        threads = int(wish) if wish.isdecimal() and int(wish) else available_cores()
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        threads = int(asked) if asked.isdecimal() and int(asked) else available_cores()
     if not 1 <= threads <= _MAX_THREADS:
         raise ValueError(
-            f"threads {threads} is outside 1..{_MAX_THREADS}: best is one for each of the {available_cores()} cores"
+            f"threads {threads} must be from 1 to {_MAX_THREADS}; best is one for each of the {available_cores()} cores"
         )
     torch.set_num_threads(threads)
     return threads

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from glassgpt.language_model import LanguageModel, evaluating
 from glassgpt.model import GPTModel, MultiHeadAttention
-from glassgpt.modes import evaluating
 from glassgpt.tokenizer import Tokenizer
 
 
@@ -24,25 +25,36 @@ def attention_maps(model: GPTModel, ids: Sequence[int]) -> Tensor:
     """
     if not ids:
         raise ValueError("no tokens to look at: the text is empty")
+    with evaluating(model), recorded_attention(model) as maps:
+        model.hidden(torch.tensor([list(ids)], device=model.device))
+    return torch.cat(maps)
+
+
+@contextlib.contextmanager
+def recorded_attention(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, each pass of a `MultiHeadAttention` in `module` appends its weights, (B, H, T, S), in order.
+
+    It computes explicitly meanwhile; its weights are what goes into its dropout.
+    """
     maps: list[Tensor] = []
-
-    def record(attention: MultiHeadAttention, inputs: tuple[Any, ...], _: Tensor) -> None:
-        maps.append(attention.weights(inputs[0])[0])
-
-    attentions = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
-    hooks = [attention.register_forward_hook(record) for attention in attentions]
+    attentions = [part for part in module.modules() if isinstance(part, MultiHeadAttention)]
+    before = [attention.attention for attention in attentions]
+    hooks = [
+        attention.dropout.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0])) for attention in attentions
+    ]
+    for attention in attentions:
+        attention.attention = "explicit"
     try:
-        with evaluating(model):
-            model.hidden(torch.tensor([list(ids)], device=model.tok_emb.weight.device))
+        yield maps
     finally:
-        for hook in hooks:
+        for attention, name, hook in zip(attentions, before, hooks, strict=True):
+            attention.attention = name
             hook.remove()
-    return torch.stack(maps)
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenTrace:
-    """One place in a text: the token there, how probable it was, and what was likeliest instead."""
+    """One token of a text: how probable it was, and what the model finds likeliest to come after it."""
 
     text: str
     probability: float | None
@@ -52,7 +64,7 @@ class TokenTrace:
 
 
 @torch.no_grad()
-def trace(model: GPTModel, tokenizer: Tokenizer, text: str, k: int = 5) -> list[TokenTrace]:
+def trace(model: LanguageModel, tokenizer: Tokenizer, text: str, k: int = 5) -> list[TokenTrace]:
     """For each token of `text`: its probability given those before it, and the `k` likeliest to come after it.
 
     `ValueError` for an empty text or one longer than the context.
@@ -61,18 +73,18 @@ def trace(model: GPTModel, tokenizer: Tokenizer, text: str, k: int = 5) -> list[
     if not ids:
         raise ValueError("no tokens to look at: the text is empty")
     with evaluating(model):
-        scores = model(torch.tensor([ids], device=model.tok_emb.weight.device))[0, :, : tokenizer.n_vocab]
+        scores = model(torch.tensor([ids], device=model.device))[0, :, : tokenizer.n_vocab]
     probabilities = scores.float().softmax(dim=-1).cpu()
     best, best_ids = probabilities.topk(min(k, tokenizer.n_vocab))
     return [
         TokenTrace(
             text=tokenizer.decode([token]),
-            probability=float(probabilities[place - 1, token]) if place else None,
+            probability=float(probabilities[index - 1, token]) if index else None,
             likeliest=[
-                (tokenizer.decode([i]), p) for i, p in zip(best_ids[place].tolist(), best[place].tolist(), strict=True)
+                (tokenizer.decode([i]), p) for i, p in zip(best_ids[index].tolist(), best[index].tolist(), strict=True)
             ],
         )
-        for place, token in enumerate(ids)
+        for index, token in enumerate(ids)
     ]
 
 

@@ -1,7 +1,8 @@
 """The GPT of *Build a Large Language Model From Scratch*, chapters 3 and 4: architecture and nothing else.
 
-Read from top to bottom. B is the batch size, T the number of tokens, d the embedding width, H the number of heads.
-Names, creation order and PyTorch's default initialisation are the book's, so a seed gives the book's weights.
+Read from top to bottom. B is the batch size, T the number of tokens, d the embedding width, H the number of heads; with
+a cache S counts the tokens that are attended to, T of them new. Names, creation order and PyTorch's default
+initialisation are the book's, so a seed gives the book's weights.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassgpt.config import GPTConfig
-from glassgpt.kv_cache import KVCache
+from glassgpt.config import ATTENTION_KINDS, GELU_KINDS, GPTConfig
+from glassgpt.kv_cache import CachePass, KVCache, LayerCache, causal_mask
+from glassgpt.language_model import LanguageModel
 
 
 class LayerNorm(nn.Module):
@@ -32,20 +34,22 @@ class LayerNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """The Gaussian error linear unit in the tanh form that GPT-2 was trained with (Hendrycks and Gimpel, 2016)."""
+    """The Gaussian error linear unit (Hendrycks and Gimpel, 2016)."""
 
-    def __init__(self, kind: str = "tanh") -> None:
-        """`kind` "erf" computes x Phi(x) exactly, as nanoGPT does (see `GPTConfig.gelu`)."""
+    def __init__(self, form: str = "tanh") -> None:
+        """`form` as in `GPTConfig.gelu`; `ValueError` for any other."""
         super().__init__()
-        self.approximate = "none" if kind == "erf" else "tanh"
+        if form not in GELU_KINDS:
+            raise ValueError(f"gelu {form!r} must be one of {', '.join(GELU_KINDS)}")
+        self.approximate = "none" if form == "erf" else form
 
     def forward(self, x: Tensor) -> Tensor:
-        """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), elementwise."""
+        """Elementwise: "tanh" is 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), "erf" is x Phi(x)."""
         return F.gelu(x, approximate=self.approximate)
 
 
 class FeedForward(nn.Module):
-    """Each position on its own: widen to 4 d, bend, narrow back to d."""
+    """Each position on its own: widen to 4 d, GELU, narrow back to d."""
 
     def __init__(self, cfg: GPTConfig | Mapping[str, Any]) -> None:
         super().__init__()
@@ -58,14 +62,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, d) to (B, T, d)."""
-        out: Tensor = self.layers(x)
-        return out
-
-
-def causal_mask(n_tokens: int, window: int | None = None, device: torch.device | None = None) -> Tensor:
-    """(T, T) bool, True where row i may look at column j: j <= i and, with a window, j > i - window."""
-    mask = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=device).tril()
-    return mask if window is None else mask.triu(1 - window)
+        return self.layers(x)
 
 
 class MultiHeadAttention(nn.Module):
@@ -80,88 +77,65 @@ class MultiHeadAttention(nn.Module):
         num_heads: int,
         qkv_bias: bool = False,
         *,
-        kind: str = "explicit",
+        attention: str = "explicit",
         window: int | None = None,
     ) -> None:
-        """`kind` is "explicit" or "sdpa" (see `GPTConfig.attention`); ValueError where the heads do not fit."""
+        """The book's arguments; `attention` and `window` as `GPTConfig.attention` and `.sliding_window`.
+
+        `context_length` is the book's and has no effect: masks are as long as the text. `ValueError` where the heads
+        do not fit or `attention` is unknown.
+        """
         super().__init__()
         if d_out % num_heads:
             raise ValueError(f"d_out {d_out} is not divisible by num_heads {num_heads}")
-        self.context_length = context_length
+        if attention not in ATTENTION_KINDS:
+            raise ValueError(f"attention {attention!r} must be one of {', '.join(ATTENTION_KINDS)}")
         self.num_heads = num_heads
         self.head_dim = d_out // num_heads
-        self.kind = kind
+        self.attention = attention
         self.window = window
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.out_proj = nn.Linear(d_out, d_out)
         self.dropout = nn.Dropout(dropout)
-        self.register_load_state_dict_pre_hook(_forget_the_books_mask)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_skip_saved_mask)
 
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        cache: KVCache | None = None,
-        layer: int = 0,
-    ) -> Tensor:
-        """(B, T, d_in) to (B, T, d_out).
+    def forward(self, x: Tensor, cached: LayerCache | None = None) -> Tensor:
+        """(B, T, d_in) to (B, T, d_out); with `cached` the tokens of `x` continue those in the cache."""
+        B, T, _ = x.shape
+        queries = self.W_query(x).view(B, T, self.num_heads, self.head_dim).transpose(1, 2)  # (B, H, T, head_dim)
+        keys = self.W_key(x).view(B, T, self.num_heads, self.head_dim).transpose(1, 2)  # (B, H, T, head_dim)
+        values = self.W_value(x).view(B, T, self.num_heads, self.head_dim).transpose(1, 2)  # (B, H, T, head_dim)
 
-        `mask` is bool, True to look, and broadcasts to (B, H, T, keys); None is plain causal attention. With a
-        `cache` (in a pass that `KVCache.begin` started) the keys and values of earlier tokens come from `layer`.
-        """
-        return self._merge_heads(self.context(*self._project(x, cache, layer), mask))
+        if cached is not None:
+            keys, values = cached.extend(keys, values)  # (B, H, S, head_dim): the earlier tokens' too
+            mask = cached.mask  # (1 or B, 1, T, S) or None
+        else:
+            positions = torch.arange(T, device=x.device)
+            mask = None if self.window is None else causal_mask(positions, positions, self.window)  # (T, T)
 
-    def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The attention weights for `x`, (B, H, T, T): each row sums to 1, the future has exactly 0."""
-        queries, keys, _ = self._project(x, None, 0)
-        return self._weights(queries, keys, mask)
-
-    def context(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Weighted sums of the values, (B, H, T, head_dim), by either of two ways that give the same."""
-        if self.kind == "explicit":
-            dropped: Tensor = self.dropout(self._weights(queries, keys, mask))
-            return dropped @ values
-        n_tokens = queries.shape[2]
-        if mask is None and self.window is not None:
-            mask = causal_mask(n_tokens, self.window, queries.device)
-        return F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None and n_tokens > 1,
-            dropout_p=self.dropout.p if self.training else 0.0,
-        )
-
-    def _weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        n_tokens = queries.shape[2]
-        if mask is None and (n_tokens > 1 or self.window is not None):
-            mask = causal_mask(n_tokens, self.window, queries.device)
-        scores = queries @ keys.transpose(2, 3)  # (B, H, T, keys)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        return torch.softmax(scores / self.head_dim**0.5, dim=-1)
-
-    def _project(self, x: Tensor, cache: KVCache | None, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        batch, n_tokens, _ = x.shape
-        queries, keys, values = (
-            project(x).view(batch, n_tokens, self.num_heads, self.head_dim).transpose(1, 2)
-            for project in (self.W_query, self.W_key, self.W_value)
-        )  # each (B, H, T, head_dim)
-        if cache is not None:
-            keys, values = cache.append(layer, keys, values)
-        return queries, keys, values
-
-    def _merge_heads(self, context: Tensor) -> Tensor:
-        batch, _, n_tokens, _ = context.shape
-        out: Tensor = self.out_proj(context.transpose(1, 2).reshape(batch, n_tokens, -1))
-        return out
+        if self.attention == "explicit":
+            if mask is None:
+                mask = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()  # no token looks ahead
+            scores = (queries @ keys.transpose(2, 3)).masked_fill(~mask, -torch.inf)  # (B, H, T, S)
+            weights = torch.softmax(scores / self.head_dim**0.5, dim=-1)  # (B, H, T, S), each row sums to 1
+            context = self.dropout(weights) @ values  # (B, H, T, head_dim)
+        else:  # the same in one fused kernel
+            context = F.scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                attn_mask=mask,
+                is_causal=mask is None and T > 1,
+                dropout_p=self.dropout.p if self.training else 0.0,
+            )  # (B, H, T, head_dim)
+        context = context.transpose(1, 2).reshape(B, T, self.num_heads * self.head_dim)  # heads side by side again
+        return self.out_proj(context)
 
 
-def _forget_the_books_mask(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """The book keeps each layer's causal mask in its checkpoints; it carries nothing that the shapes do not."""
+def _skip_saved_mask(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """The book saves each layer's causal mask in its checkpoints; the shapes already say all of it."""
     state.pop(prefix + "mask", None)
 
 
@@ -178,7 +152,7 @@ class TransformerBlock(nn.Module):
             dropout=cfg.drop_rate,
             num_heads=cfg.n_heads,
             qkv_bias=cfg.qkv_bias,
-            kind=cfg.attention,
+            attention=cfg.attention,
             window=cfg.sliding_window,
         )
         self.ff = FeedForward(cfg)
@@ -186,20 +160,20 @@ class TransformerBlock(nn.Module):
         self.norm2 = LayerNorm(cfg.emb_dim)
         self.drop_shortcut = nn.Dropout(cfg.drop_rate)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        """(B, T, d) to (B, T, d); arguments as in `MultiHeadAttention.forward`."""
-        x = x + self.drop_shortcut(self.att(self.norm1(x), mask, cache, layer))
-        out: Tensor = x + self.drop_shortcut(self.ff(self.norm2(x)))
-        return out
+    def forward(self, x: Tensor, cached: LayerCache | None = None) -> Tensor:
+        """(B, T, d) to (B, T, d)."""
+        x = x + self.drop_shortcut(self.att(self.norm1(x), cached))
+        return x + self.drop_shortcut(self.ff(self.norm2(x)))
 
 
-class GPTModel(nn.Module):
+class GPTModel(LanguageModel):
     """Token ids in, a score for every next token out."""
 
     def __init__(self, cfg: GPTConfig | Mapping[str, Any]) -> None:
         """Build from a `GPTConfig` or the book's dict; `ValueError` where the config cannot work."""
         super().__init__()
         self.config = cfg = GPTConfig.of(cfg)
+        self.vocab_size, self.context_length, self.window = cfg.vocab_size, cfg.context_length, cfg.sliding_window
         self.tok_emb = nn.Embedding(cfg.vocab_size, cfg.emb_dim)
         self.pos_emb = nn.Embedding(cfg.context_length, cfg.emb_dim)
         self.drop_emb = nn.Dropout(cfg.drop_rate)
@@ -216,32 +190,63 @@ class GPTModel(nn.Module):
         (B, 1, vocab_size): all that generation needs. Raises `ValueError` for more tokens than there are positions,
         or another number of rows than the cache has.
         """
-        logits: Tensor = self.out_head(self.hidden(in_idx, cache, last_only=last_only))
-        if cache is not None:
-            cache.commit()  # last: a pass that fails anywhere has not moved the cache
+        cached = None if cache is None else cache.begin(*in_idx.shape)
+        logits = self.out_head(self.hidden(in_idx, cached, last_only=last_only))  # (B, T or 1, vocab_size)
+        if cached is not None:
+            cached.commit()  # last: a pass that fails anywhere has not moved the cache
         return logits
 
-    def hidden(self, in_idx: Tensor, cache: KVCache | None = None, *, last_only: bool = False) -> Tensor:
-        """The normalised vectors that the output head reads: (B, T or 1, d); `forward` moves a `cache` on."""
-        n_tokens = in_idx.shape[1]
-        if n_tokens > self.config.context_length:
-            raise ValueError(f"{n_tokens} tokens pass the context length of {self.config.context_length}")
-        if cache is None:
-            positions, mask = torch.arange(n_tokens, device=in_idx.device), None
-        else:
-            if cache.batch_size != len(in_idx):
-                raise ValueError(f"{len(in_idx)} rows of tokens, but the cache has {cache.batch_size}")
-            positions, mask = cache.begin(n_tokens)
+    def hidden(self, in_idx: Tensor, cached: CachePass | None = None, *, last_only: bool = False) -> Tensor:
+        """The normalised vectors that the output head reads: (B, T or 1, d)."""
+        T = in_idx.shape[1]
+        if T > self.context_length:
+            raise ValueError(f"{T} tokens exceed the context length of {self.context_length}")
+        positions = torch.arange(T, device=in_idx.device) if cached is None else cached.positions  # (T) or (1 or B, T)
         x = self.drop_emb(self.tok_emb(in_idx) + self.pos_emb(positions))  # (B, T, d)
         for layer, block in enumerate(self.trf_blocks):
-            x = block(x, mask, cache, layer)
-        out: Tensor = self.final_norm(x[:, -1:] if last_only else x)
-        return out
+            x = block(x, None if cached is None else cached.layer(layer))  # (B, T, d)
+        return self.final_norm(x[:, -1:] if last_only else x)
 
     def new_cache(self, batch_size: int = 1, capacity: int | None = None) -> KVCache:
-        """An empty cache in this model's dtype and on its device, `capacity` tokens a row (the context length)."""
-        weight = self.tok_emb.weight
-        return KVCache(self.config, batch_size, capacity=capacity, dtype=weight.dtype, device=weight.device)
+        """An empty cache in this model's dtype and on its device, `capacity` tokens a row (the context length).
+
+        `ValueError` for a capacity beyond the context length.
+        """
+        cfg, weight = self.config, self.tok_emb.weight
+        capacity = cfg.context_length if capacity is None else capacity
+        if not 1 <= capacity <= cfg.context_length:
+            raise ValueError(f"capacity {capacity} must be from 1 to the context length of {cfg.context_length}")
+        return KVCache.allocate(
+            cfg.n_layers,
+            cfg.n_heads,
+            cfg.head_dim,
+            batch_size=batch_size,
+            capacity=capacity,
+            window=cfg.sliding_window,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+
+    def parameter_roles(self) -> dict[str, str]:
+        """See `LanguageModel`; a tied output head is the token embedding."""
+        endings = {
+            "tok_emb.weight": "embedding",
+            "pos_emb.weight": "embedding",
+            "out_head.weight": "head",
+            "out_proj.weight": "residual",
+            "ff.layers.2.weight": "residual",
+            "W_query.weight": "hidden",
+            "W_key.weight": "hidden",
+            "W_value.weight": "hidden",
+            "ff.layers.0.weight": "hidden",
+            "scale": "scale",
+            "shift": "bias",
+            "bias": "bias",
+        }
+        return {
+            name: next(role for ending, role in endings.items() if name.endswith(ending))
+            for name, _ in self.named_parameters()
+        }
 
 
 def generate_text_simple(model: nn.Module, idx: Tensor, max_new_tokens: int, context_size: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from glassgpt.book.data import Batch, BookTokenizer, text_to_token_ids, token_ids_to_text
 from glassgpt.model import GPTModel, generate_text_simple
-from glassgpt.modes import evaluating
+from glassgpt.language_model import evaluating
 
 
 def calc_loss_batch(

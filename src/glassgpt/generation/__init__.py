@@ -1,6 +1,11 @@
-"""Text from a model: sampling, decoders, and the one loop that drives them."""
+"""Text from a model: sampling, decoders, and the one loop that drives them.
 
-from glassgpt.generation.generate import Completion, complete, generate, stream
-from glassgpt.generation.sampling import Sampling
+Nothing here imports PyTorch before a model that needs it is given: `decoder` is the interface, `torch_decoder` two
+implementations of it.
+"""
 
-__all__ = ["Completion", "Sampling", "complete", "generate", "stream"]
+from glassgpt.generation.options import Generation, Sampling
+from glassgpt.generation.row import Completion
+from glassgpt.generation.text import complete, generate, stream
+
+__all__ = ["Completion", "Generation", "Sampling", "complete", "generate", "stream"]

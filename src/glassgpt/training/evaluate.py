@@ -10,8 +10,9 @@ from pathlib import Path
 
 from glassgpt.data.corpus import read_corpus
 from glassgpt.data.tokens import write_tokens
-from glassgpt.model import GPTModel
+from glassgpt.language_model import LanguageModel
 from glassgpt.tokenizer import Tokenizer
+from glassgpt.training.objective import NextTokenLoss
 from glassgpt.training.step import evaluate_loss
 
 
@@ -28,7 +29,9 @@ class Evaluation:
     n_bytes: int
 
 
-def evaluate(model: GPTModel, tokenizer: Tokenizer, texts: Sequence[str | Path], batch_size: int = 8) -> Evaluation:
+def evaluate(
+    model: LanguageModel, tokenizer: Tokenizer, texts: Sequence[str | Path], batch_size: int = 8
+) -> Evaluation:
     """Measure `model` on text files or folders, read in windows of the context length side by side.
 
     The first token of each window is predicted from little, so the figures are those of a reader who forgets at every
@@ -36,6 +39,7 @@ def evaluate(model: GPTModel, tokenizer: Tokenizer, texts: Sequence[str | Path],
     """
     with tempfile.TemporaryDirectory() as folder:
         tokens = write_tokens(read_corpus(texts), tokenizer, Path(folder) / "text.npy")
-        loss = evaluate_loss(model, tokens.tokens, batch_size, None)
+        loss = evaluate_loss(NextTokenLoss(model), tokens.tokens, batch_size)
+        tokens.close()  # Windows deletes no file that is mapped
         bits = loss / math.log(2) * tokens.n_tokens / tokens.n_bytes
         return Evaluation(loss, math.exp(min(loss, 700)), bits, tokens.n_tokens, tokens.n_bytes)

@@ -25,10 +25,9 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     `hidden` is (N, d), `weight` (vocab_size, d), `targets` (N,), of which `IGNORE` counts nothing. Under autocast the
     products are in its dtype; softmax and sums are in float32 always. The gradient is that of the plain formula.
     """
-    # asked here: inside the function gradients are always off, and an input's need is told without regard to no_grad
+    # asked here: inside the function gradients are always off, and `needs_input_grad` ignores no_grad
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, needs_grad)  # type: ignore[no-untyped-call]
-    return loss
+    return _LinearCrossEntropy.apply(hidden, weight, targets, needs_grad)  # type: ignore[no-untyped-call]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -44,17 +43,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for rows in torch.arange(len(hidden)).split(max(1, _PIECE // len(weight))):
                 piece = slice(int(rows[0]), int(rows[-1]) + 1)
                 x, target = low_hidden[piece], targets[piece]
-                counts = target != IGNORE
-                place = target.clamp(min=0)[:, None]
+                counts = (target != IGNORE).float()
+                index = target.clamp(min=0)[:, None]
                 scores = (x @ low_weight.T).float()
                 normaliser = scores.logsumexp(dim=1)
-                total += ((normaliser - scores.gather(1, place)[:, 0]) * counts).sum()
+                total += ((normaliser - scores.gather(1, index)[:, 0]) * counts).sum()
                 if grad_weight is not None and grad_hidden is not None:
-                    # d loss / d scores = softmax - onehot, made in place
+                    # d loss / d scores = softmax - onehot, made in place; both are 0 for a target that is ignored
+                    normaliser = normaliser.masked_fill(counts == 0, torch.inf)
                     probabilities = scores.sub_(normaliser[:, None]).exp_()
-                    probabilities.scatter_add_(1, place, -torch.ones_like(place, dtype=probabilities.dtype))
-                    if not counts.all():
-                        probabilities *= counts[:, None]
+                    probabilities.scatter_add_(1, index, -counts[:, None])
                     low = probabilities.to(dtype)
                     grad_hidden[piece] = low @ low_weight
                     if dtype == weight.dtype:

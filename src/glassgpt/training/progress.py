@@ -1,16 +1,14 @@
-"""The one place progress goes through: what a run tells, and to whom. `training.terminal` shows it to people."""
+"""The one place progress goes through: what a run reports, and to whom. `training.terminal` shows it to people."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from glassgpt.training.prepare import Prepared
-    from glassgpt.training.train import TrainResult
+from glassgpt.training.records import Prepared, TrainResult
 
 
 class Progress:
-    """Is told what happens, in the order of the methods; does nothing with it. Override what you want to see."""
+    """Called with what happens, in the order of the methods; does nothing with it. Override what you want to see."""
 
     def message(self, text: str) -> None:
         """One line worth knowing."""

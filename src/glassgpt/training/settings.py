@@ -1,81 +1,113 @@
-"""What a training run can be told, checked, in one place; no torch here, so the command line reads it quickly."""
+"""What a training run can be told: the fields are the keywords of `train`, the command line's options and their help."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self, TypedDict
+
+from glassgpt.options import Options, option
 
 OPTIMIZERS = ("muon", "adamw")
-
-
-_KINDS: dict[str, tuple[Any, str]] = {
-    "int": (int, "a whole number"),
-    "int | None": (int | None, "a whole number or None"),
-    "float": (int | float, "a finite number"),
-    "str": (str, "a text"),
-}
-
-
-def _setting(default: Any, unit: str, help_text: str, shown: str | None = None) -> Any:
-    """`shown` is the default in words, where it is not a fixed value."""
-    return dataclasses.field(default=default, metadata={"unit": unit, "help": help_text, "default": shown or default})
+DTYPE_NAMES = ("auto", "float32", "bfloat16")
+DEFAULT_EVAL_BATCHES = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to train. The fields' metadata is the command line's help. `ValueError` for values that cannot work."""
+class Settings(Options):
+    """How to train. `ValueError` for values that cannot work."""
 
-    steps: int = _setting(1000, "steps", "optimizer steps in all", "what --minutes allows")
-    batch_size: int = _setting(16, "rows", "rows of context_length tokens in one step")
-    micro_batch_size: int | None = _setting(None, "rows", "rows computed at once; the step adds them up", "all")
-    optimizer: str = _setting("muon", "muon|adamw", "muon: Muon for the hidden matrices, AdamW for the rest")
-    learning_rate: float = _setting(4e-3, "", "peak rate of AdamW")
-    muon_learning_rate: float = _setting(0.02, "", "peak rate of Muon")
-    weight_decay: float = _setting(0.1, "", "decay of matrices, times the rate")
-    warmup_steps: int = _setting(20, "steps", "steps in which the rate rises to its peak", "1/20 of all, at most 100")
-    final_rate: float = _setting(0.05, "fraction", "the rate falls to this part of its peak along a half cosine")
-    grad_clip: float = _setting(1.0, "norm", "longest gradient; 0 is off")
-    dtype: str = _setting("auto", "auto|float32|bfloat16", "number type of matrix products; weights are float32")
-    seed: int = _setting(1, "", "decides the initial weights, the order of the data and the dropout")
-    eval_every: int = _setting(
-        125, "steps", "steps between evaluations, each of which saves a checkpoint", "1/8 of all"
+    steps: int | None = option(
+        None, "optimizer steps in all", unit="steps", at_least=1, derived="what the minutes allow"
     )
-    eval_batches: int = _setting(20, "batches", "batches of one evaluation, evenly over the validation part")
-    sample_prompt: str = _setting("", "text", "beginning of the samples shown at each evaluation", "none")
-    sample_tokens: int = _setting(60, "tokens", "length of those samples; 0 is off")
+    batch_size: int = option(16, "rows of context_length tokens in one step", unit="rows", at_least=1)
+    micro_batch_size: int | None = option(
+        None, "rows computed at once; their gradients are accumulated", unit="rows", at_least=1, derived="all"
+    )
+    optimizer: str = option(
+        "muon", "muon: Muon for the matrices in the blocks, AdamW for the rest; adamw: AdamW for all", choices=OPTIMIZERS
+    )
+    learning_rate: float = option(4e-3, "peak learning rate of AdamW", unit="rate", above=0)
+    muon_learning_rate: float = option(0.02, "peak learning rate of Muon", unit="rate", above=0)
+    weight_decay: float = option(0.1, "decay of matrices, times the learning rate", unit="factor", at_least=0)
+    warmup_steps: int | None = option(
+        None,
+        "steps in which the learning rate rises to its peak",
+        unit="steps",
+        at_least=0,
+        derived="1/20 of all, at most 100",
+    )
+    final_rate: float = option(
+        0.05, "part of its peak to which the learning rate falls along a half cosine", unit="part", at_least=0, at_most=1
+    )
+    grad_clip: float = option(1.0, "maximum gradient norm; 0 disables clipping", unit="norm", at_least=0)
+    dtype: str = option("auto", "number type of matrix products; weights are float32 always", choices=DTYPE_NAMES)
+    seed: int = option(
+        1,
+        "decides the initial weights, the order of the data and the dropout",
+        unit="N",
+        at_least=0,
+        at_most=2**63 - 1,
+    )
+    eval_every: int | None = option(
+        None,
+        "steps between evaluations, each of which saves a checkpoint",
+        unit="steps",
+        at_least=1,
+        derived="1/8 of all",
+    )
+    eval_batches: int | None = option(
+        None,
+        "batches of one evaluation, spread evenly over the validation part",
+        unit="batches",
+        at_least=1,
+        derived="20, or what 1/7 of the minutes allows",
+    )
+    sample_prompt: str = option("", "beginning of the samples shown at each evaluation", unit="text")
+    sample_tokens: int = option(60, "length of those samples; 0 shows none", unit="tokens", at_least=0)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            kind, wanted = _KINDS[str(field.type)]
-            self._check(field.name, isinstance(value, kind) and value not in (math.inf, -math.inf), wanted)
-        for name in ("steps", "batch_size", "eval_every", "eval_batches"):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("learning_rate", "muon_learning_rate"):
-            self._check(name, getattr(self, name) > 0, "above 0")
-        for name in ("weight_decay", "warmup_steps", "grad_clip", "sample_tokens"):
-            self._check(name, getattr(self, name) >= 0, "0 or more")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer {self.optimizer!r} is unknown: use {' or '.join(OPTIMIZERS)}")
-        self._check("final_rate", 0 <= self.final_rate <= 1, "from 0 to 1")
-        self._check("seed", 0 <= self.seed < 2**63, "from 0 to 2**63 - 1")
-        if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
+        super().__post_init__()
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
 
-    def _check(self, name: str, fits: bool, wanted: str) -> None:
-        if not fits:
-            raise ValueError(f"{name} {getattr(self, name)!r} must be {wanted}")
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that one forward pass computes, in training and in evaluation."""
+        return self.micro_batch_size or self.batch_size
 
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """From a dict with all or some of the fields; `ValueError` for an unknown one."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        if unknown := [key for key in values if key not in known]:
-            raise ValueError(f"unknown setting {unknown[0]!r}: known are {', '.join(known)}")
-        return cls(**values)
+    @property
+    def eval_blocks(self) -> int:
+        """Blocks of context_length tokens of one evaluation."""
+        assert self.eval_batches is not None, "settings must be resolved first"
+        return self.eval_batches * self.batch_size
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, ready for JSON."""
-        return dataclasses.asdict(self)
+    def resolved(self, steps: int) -> Self:
+        """For a run of `steps`: what was left to be derived is filled in."""
+        return dataclasses.replace(
+            self,
+            steps=steps,
+            warmup_steps=min(100, max(1, steps // 20)) if self.warmup_steps is None else self.warmup_steps,
+            eval_every=max(1, -(-steps // 8)) if self.eval_every is None else self.eval_every,
+            eval_batches=DEFAULT_EVAL_BATCHES if self.eval_batches is None else self.eval_batches,
+        )
+
+
+class SettingsKeywords(TypedDict, total=False):
+    """The fields of `Settings`, for type checkers and editors; a test keeps the two alike."""
+
+    steps: int | None
+    batch_size: int
+    micro_batch_size: int | None
+    optimizer: str
+    learning_rate: float
+    muon_learning_rate: float
+    weight_decay: float
+    warmup_steps: int | None
+    final_rate: float
+    grad_clip: float
+    dtype: str
+    seed: int
+    eval_every: int | None
+    eval_batches: int | None
+    sample_prompt: str
+    sample_tokens: int

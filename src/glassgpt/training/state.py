@@ -1,21 +1,21 @@
-"""Checkpoints of a run: what a resume needs, whole or not there, each file's SHA-256 beside it.
+"""Checkpoints of a run: what a resume needs, whole or not there, with the SHA-256 of each file.
 
-A checkpoint is a model directory with `training_state/` in it. Random numbers need no place there: those of step s
-are seeded from (seed, s), see `train.step_seed`.
+A checkpoint is a model directory with `training_state/` in it. No state of a random number generator is saved: the
+random numbers of step s are seeded from (seed, s), see `step.step_seed`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import logging
 import shutil
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from glassgpt.checkpoint import load_model, save_model, write_tensors
@@ -23,37 +23,34 @@ from glassgpt.files import replacing
 from glassgpt.json_file import read_json
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
+from glassgpt.training.build import Trainee, ready
+from glassgpt.training.records import RunState
+from glassgpt.training.settings import Settings
 
 KEEP = 2
 """Newest checkpoints that are kept: should the last one be damaged, the one before it still resumes."""
 
 _STATE = "training_state"
+_log = logging.getLogger(__name__)
 
 
-def save_checkpoint(
-    run: Path,
-    model: GPTModel,
-    tokenizer: Tokenizer,
-    optimizers: list[torch.optim.Optimizer],
-    state: dict[str, Any],
-) -> Path:
-    """Write `run/checkpoints/step-N` for `state["step"]` = N, then delete all but the newest `KEEP`.
+def save_checkpoint(run: Path, trainee: Trainee, tokenizer: Tokenizer, state: RunState) -> Path:
+    """Write `run/checkpoints/step-N` for `state.step` = N, then delete all but the newest `KEEP` up to N.
 
     The directory is written under another name, flushed and renamed: a kill at any moment, or a full disk (`OSError`),
-    leaves the older ones untouched.
+    leaves the older ones untouched. Later ones than N, which a resumed run found damaged, do not count.
     """
-    folder = run / "checkpoints"
-    target = folder / f"step-{state['step']:08d}"
+    target = run / "checkpoints" / f"step-{state.step:08d}"
     with replacing(target) as temporary:
-        save_model(model, tokenizer, temporary)
+        save_model(trainee.model, tokenizer, temporary)
         (temporary / _STATE).mkdir()
-        write_tensors(_optimizer_tensors(model, optimizers), temporary / _STATE / "optimizer.safetensors")
-        digests = {str(p.relative_to(temporary).as_posix()): _sha256(p) for p in _files(temporary)}
-        text = json.dumps({**state, "sha256": digests}, indent=2)
+        write_tensors(_optimizer_tensors(trainee), temporary / _STATE / "optimizer.safetensors")
+        digests = {path.relative_to(temporary).as_posix(): _sha256(path) for path in _files(temporary)}
+        text = json.dumps({**dataclasses.asdict(state), "sha256": digests}, indent=2)
         (temporary / _STATE / "state.json").write_text(text + "\n", encoding="utf-8")
-        if target.exists():  # a resumed run comes by the same step again
+        if target.exists():  # a resumed run comes to the same step again
             shutil.rmtree(target)
-    for old in checkpoints(run)[KEEP:]:
+    for old in [path for path in checkpoints(run) if path.name <= target.name][KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -63,7 +60,7 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-????????"), reverse=True)
 
 
-def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]]:
+def newest_checkpoint(run: Path) -> tuple[Path, RunState]:
     """The newest checkpoint whose files all have the digests they were written with, and its state.
 
     Warns of each damaged one that it passes over. Raises `FileNotFoundError` where none is left.
@@ -71,46 +68,46 @@ def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]]:
     damaged = []
     for path in checkpoints(run):
         try:
-            state = read_json(path / _STATE / "state.json")
-            wrong = [name for name, digest in state["sha256"].items() if _sha256(path / name) != digest]
+            record = read_json(path / _STATE / "state.json")
+            wrong = [name for name, digest in record["sha256"].items() if _sha256(path / name) != digest]
             if not wrong:
-                return path, state
+                return path, RunState.from_dict(record)
             damaged.append(f"{path.name} ({wrong[0]})")
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             damaged.append(f"{path.name} ({error})")
-        warnings.warn(f"checkpoint {damaged[-1]} is damaged: going back to an older one", stacklevel=2)
-    found = f"all are damaged: {'; '.join(damaged)}" if damaged else "it has no checkpoint yet"
-    raise FileNotFoundError(f"{run} cannot be resumed: {found}")
+        _log.warning("checkpoint %s is damaged: resuming from an older one", damaged[-1])
+    reason = f"all are damaged: {'; '.join(damaged)}" if damaged else "it has no checkpoint yet"
+    raise FileNotFoundError(f"{run} cannot be resumed: {reason}")
 
 
-def restore(path: Path, device: torch.device) -> tuple[GPTModel, Tokenizer, dict[str, Tensor]]:
-    """Model, tokenizer and the tensors for `restore_optimizers` of a checkpoint."""
-    model, tokenizer = load_model(path, device=device)
-    return model, tokenizer, load_file(path / _STATE / "optimizer.safetensors")
+def restore(path: Path, settings: Settings, device: torch.device) -> Trainee:
+    """Model and optimizers as they were when the checkpoint was saved."""
+    model, _ = load_model(path, device=device)
+    assert isinstance(model, GPTModel)
+    trainee = ready(model, settings)
+    parameters = dict(model.named_parameters())
+    owner = {p: o for o in trainee.optimizers for group in o.param_groups for p in group["params"]}
+    with safe_open(path / _STATE / "optimizer.safetensors", framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 - not a dict
+            name, _, entry = key.rpartition("/")
+            parameter = parameters[name]
+            # a copy: the library's tensor is a view of the mapped file, which a later step deletes
+            owner[parameter].state[parameter][entry] = file.get_tensor(key).to(parameter.device, copy=True)
+    return trainee
 
 
-def _optimizer_tensors(model: GPTModel, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Every tensor of every optimizer's state as "parameter/key"."""
+def _optimizer_tensors(trainee: Trainee) -> dict[str, Tensor]:
+    """Every tensor of every optimizer's state as "parameter/entry"."""
     return {
-        f"{name}/{key}": value.detach().contiguous()
-        for optimizer in optimizers
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        f"{name}/{entry}": value.detach().contiguous()
+        for optimizer in trainee.optimizers
+        for name, parameter in trainee.model.named_parameters()
+        for entry, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def restore_optimizers(model: GPTModel, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Give freshly built optimizers the state that was saved."""
-    parameters = dict(model.named_parameters())
-    owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
-    for place, tensor in tensors.items():
-        name, key = place.rsplit("/", 1)
-        parameter = parameters[name]
-        owner[parameter].state[parameter][key] = tensor.to(parameter.device)
-
-
 def _files(directory: Path) -> Iterator[Path]:
-    return (p for p in sorted(directory.rglob("*")) if p.is_file())
+    return (path for path in sorted(directory.rglob("*")) if path.is_file())
 
 
 def _sha256(path: Path) -> str:

@@ -1,57 +1,39 @@
-"""One step of training and what it is made of, and the measure of a model: nothing here knows of files or runs."""
+"""One step of training, and the loss over a whole text: nothing here knows of files or runs."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glassgpt.config import GPTConfig
 from glassgpt.data.loader import evaluation_batches
-from glassgpt.model import GPTModel
-from glassgpt.modes import evaluating
-from glassgpt.training.loss import linear_cross_entropy
+from glassgpt.language_model import evaluating
+from glassgpt.training.loss import IGNORE
+from glassgpt.training.objective import NextTokenLoss
 from glassgpt.training.settings import Settings
-
-
-def initial_model(config: GPTConfig, seed: int) -> GPTModel:
-    """A new model with GPT-2's initialisation, in `train` mode.
-
-    Normal with standard deviation 0.02, and 0.02 / sqrt(2 layers) for the two matrices that write into the shortcut,
-    so that the first loss is ln(vocab_size) (Radford et al. 2019). The book's, PyTorch's default, starts far above.
-    """
-    torch.manual_seed(seed)
-    model = GPTModel(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("out_proj.weight", "ff.layers.2.weight")):
-                parameter.normal_(0, 0.02 / (2 * config.n_layers) ** 0.5)
-            elif parameter.ndim == 2:
-                parameter.normal_(0, 0.02)
-            elif not name.endswith("scale"):
-                parameter.zero_()
-    return model.train()
 
 
 def schedule(step: int, settings: Settings) -> float:
     """Fraction of the peak rate at `step`: a straight rise, then a half cosine down to `final_rate`."""
+    assert settings.steps is not None and settings.warmup_steps is not None, "settings must be resolved first"
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
-    way = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + math.cos(math.pi * min(way, 1)))
+    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    return settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
 
 
 def step_seed(seed: int, step: int) -> int:
-    """The seed of everything random in one step, 64 bits; steps of all seeds are far apart."""
+    """The seed of everything random in one step, 63 bits; the steps of all seeds are far apart."""
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def take_step(
-    model: GPTModel,
-    optimizers: list[torch.optim.Optimizer],
+    objective: NextTokenLoss,
+    optimizers: Sequence[torch.optim.Optimizer],
     batch: tuple[Tensor, Tensor],
     step: int,
     settings: Settings,
@@ -60,25 +42,26 @@ def take_step(
     """Step number `step`, from 0, on a batch of (B, T) inputs and targets.
 
     Returns the loss in nats per token, the gradient's norm before clipping, and whether the weights were changed: a
-    step whose numbers broke must not reach them.
+    step whose loss or gradient is not finite must not reach them. Seeds PyTorch's global random numbers: the caller
+    restores them (see `language_model.seeded`).
     """
     rate = schedule(step, settings)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * rate
     torch.manual_seed(step_seed(settings.seed, step))
-    loss = accumulate_gradients(model, *batch, settings.micro_batch_size, dtype)
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf, foreach=True))
-    good = math.isfinite(loss) and math.isfinite(norm)
-    if good:
+    loss = accumulate_gradients(objective, *batch, settings.micro_batch_size, dtype)
+    norm = float(nn.utils.clip_grad_norm_(objective.parameters(), settings.grad_clip or math.inf))
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    if finite:
         for optimizer in optimizers:
             optimizer.step()
-    model.zero_grad(set_to_none=True)
-    return loss, norm, good
+    objective.zero_grad(set_to_none=True)
+    return loss, norm, finite
 
 
 def accumulate_gradients(
-    model: GPTModel,
+    objective: NextTokenLoss,
     inputs: Tensor,
     targets: Tensor,
     micro_batch_size: int | None = None,
@@ -86,39 +69,39 @@ def accumulate_gradients(
 ) -> float:
     """Forward and backward over (B, T) ids, `micro_batch_size` rows at a time; the gradients are left on the model.
 
-    Returns the loss in nats per token. It is the sum over all tokens divided by their number, so micro-batches of any
-    size give the same gradients.
+    Returns the loss in nats per token: the sum over all targets that are not `IGNORE`, divided by their number, so
+    micro-batches of any size give the same gradients. Without any target the loss is not finite.
     """
-    device = model.tok_emb.weight.device
-    total = 0.0
+    device = objective.model.device
+    count = int((targets != IGNORE).sum())
     rows = micro_batch_size or len(inputs)
+    losses = []
     for x, y in zip(inputs.split(rows), targets.split(rows), strict=True):
-        loss = batch_loss(model, x.to(device), y.to(device), dtype) / targets.numel()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            total, _ = objective(x.to(device), y.to(device))
+            loss = total / count
         loss.backward()
-        total += float(loss.detach())
-    return total
-
-
-def batch_loss(model: GPTModel, inputs: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum over the tokens of their cross-entropy, in nats."""
-    with torch.autocast(inputs.device.type, dtype, enabled=dtype != torch.float32):
-        hidden = model.hidden(inputs).flatten(0, 1)
-        return linear_cross_entropy(hidden, model.out_head.weight, targets.flatten())
+        losses.append(loss.detach())
+    return sum(torch.stack(losses).tolist())  # read at the end: each reading makes a GPU wait
 
 
 @torch.no_grad()
 def evaluate_loss(
-    model: GPTModel,
+    objective: NextTokenLoss,
     tokens: np.ndarray[Any, Any],
     batch_size: int,
-    max_batches: int | None,
+    max_blocks: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> float:
-    """Mean cross-entropy over a token array, nats per token, in `eval` mode; the same batches every time."""
-    device = model.tok_emb.weight.device
+    """Mean cross-entropy over a token array, nats per token, in `eval` mode; the same blocks every time.
+
+    `batch_size` blocks are computed at once. With `max_blocks` that many whole blocks are measured, spread evenly.
+    """
+    model = objective.model
     total, count = 0.0, 0
-    with evaluating(model):
-        for x, y in evaluation_batches(tokens, batch_size, model.config.context_length, max_batches):
-            total += float(batch_loss(model, x.to(device), y.to(device), dtype))
-            count += y.numel()
+    with evaluating(model), torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        for x, y in evaluation_batches(tokens, batch_size, model.context_length, max_blocks):
+            loss, n_targets = objective(x.to(model.device), y.to(model.device))
+            total += float(loss)
+            count += int(n_targets)
     return total / count

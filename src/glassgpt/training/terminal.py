@@ -6,7 +6,7 @@ import math
 import shlex
 import time
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -22,28 +22,14 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from glassgpt.terminal_text import visible
 from glassgpt.training.progress import Progress
-
-if TYPE_CHECKING:
-    from glassgpt.training.prepare import Prepared
-    from glassgpt.training.train import TrainResult
+from glassgpt.training.records import Prepared, TrainResult
 
 _LINE_SECONDS = 10.0
 _ENCODING_SECONDS = 2.0  # encoding that is done sooner is not worth a word
 _CHART = (60, 10)  # columns, rows
 _SMOOTHING = 0.95
-
-# C0, DEL and C1, which a terminal obeys; Unicode has pictures of the first two
-_PICTURES: dict[int, str | None] = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"}
-_PICTURES |= {0x7F: "\u2421", **dict.fromkeys(range(0x80, 0xA0), "\ufffd"), ord("\r"): None}
-
-
-def visible(text: str) -> str:
-    """`text` for a terminal: no character in it moves the cursor, changes colours or renames the window.
-
-    What would is shown as a picture, such as ␛; carriage returns are left out.
-    """
-    return text.translate(_PICTURES)
 
 
 def progress_for(stream: IO[str], live: bool | None = None) -> Progress:

@@ -8,170 +8,197 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
+import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
 from glassgpt.config import GPTConfig
 from glassgpt.data.loader import BatchLoader
-from glassgpt.device import DTYPES, pick_device
-from glassgpt.generation.generate import generate
-from glassgpt.model import GPTModel
+from glassgpt.data.tokens import TokenFile
+from glassgpt.device import DTYPES, available_cores, pick_device, set_threads
+from glassgpt.language_model import seeded
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.training.optimizer import build_optimizers
-from glassgpt.training.prepare import Prepared, prepare, reopen
+from glassgpt.training.build import Trainee, build
+from glassgpt.training.prepare import Request, prepare, reopen
 from glassgpt.training.progress import Progress
-from glassgpt.training.run_files import RunLog, plot_losses, publish
-from glassgpt.training.settings import Settings
-from glassgpt.training.state import newest_checkpoint, restore, restore_optimizers, save_checkpoint
-from glassgpt.training.step import evaluate_loss, initial_model, schedule, take_step
+from glassgpt.training.records import Prepared, RunState, TrainingFailedError, TrainResult
+from glassgpt.training.run_directory import NEXT, check_new, discard_next, locked, promote, recover
+from glassgpt.training.settings import SettingsKeywords
+from glassgpt.training.state import newest_checkpoint, restore
+from glassgpt.training.step import schedule, take_step
+from glassgpt.training.writer import RunWriter, publish
 
-MAX_BAD_STEPS = 10
-"""Steps in a row whose loss or gradient was no number, after which training gives up."""
+MAX_SKIPPED_STEPS = 10
+"""Steps in a row whose loss or gradient was not finite, after which training gives up."""
 
-
-@dataclasses.dataclass(frozen=True)
-class TrainResult:
-    """How a run ended. Losses are in nats per token; `finished` is False after Ctrl-C."""
-
-    directory: Path
-    steps: int
-    finished: bool
-    best_val_loss: float
-    val_loss: float
-    val_bits_per_byte: float
-    bigram_loss: float
-
-
-class TrainingFailedError(RuntimeError):
-    """Training cannot go on; the last checkpoint is untouched."""
+_log = logging.getLogger(__name__)
 
 
 def train(
     texts: Sequence[str | Path] = (),
     out: str | Path = "runs/model",
     *,
-    model: GPTConfig | str | None = None,
+    shape: GPTConfig | str | None = None,
     tokenizer: Tokenizer | str | None = None,
-    resume: bool = False,
     minutes: float | None = None,
-    device: str = "auto",
+    resume: bool = False,
     overwrite: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[SettingsKeywords],
 ) -> TrainResult:
     """Train a GPT on text files or folders (none: Python's own manual) and write it to the directory `out`.
 
-    `model` is a config, a preset's name, or None: picked from the text's size and the machine; so is `tokenizer`, one
-    of "gpt2", "bpe", "char", "byte" or a `Tokenizer`. `settings` are the fields of `Settings`; `minutes` sets `steps`
-    from a short measurement instead. With `resume` the run in `out` goes on where its last checkpoint is, and only
-    the settings it had are accepted. `overwrite` begins anew in a directory that holds an older run.
+    `shape` is a config, a preset's name, or None: picked from the text's size; so is `tokenizer`, one of "gpt2", "bpe",
+    "char", "byte" or a `Tokenizer`. `settings` are the fields of `Settings`; `minutes` sets `steps` from a short
+    measurement instead. With `resume` the run in `out` continues from its last checkpoint, with the settings and the
+    number of CPU `threads` that it began with. `overwrite` puts a new run in the place of an older one, once its first
+    checkpoint is saved.
 
     `out` is a model directory at every moment: the best model so far, by validation loss. Raises `ValueError` and
-    `FileNotFoundError` for what the user can mend, `TrainingFailedError` when the loss is no number for good.
+    `FileNotFoundError` for what the user can fix, `OSError` where another process trains in `out`, and
+    `TrainingFailedError` when the loss stays non-finite.
     """
-    progress = progress or Progress()
-    out = Path(out)
-    where = pick_device(device)
+    progress, out, where = progress or Progress(), Path(out), pick_device(device)
+    request = Request(texts, shape, tokenizer, minutes, settings)
     if resume and overwrite:
-        raise ValueError("resume and overwrite exclude each other: go on with the run, or begin anew")
-    if resume:
-        prepared = reopen(out, texts, model, tokenizer, minutes, settings)
-    else:
-        prepared = prepare(texts, out, model, tokenizer, minutes, settings, where, progress, overwrite)
-    return _run(prepared, out, where, resume, progress)
+        raise ValueError("resume and overwrite exclude each other: continue the run, or begin a new one")
+    request.checked(where)
+    if resume and not out.is_dir():
+        raise FileNotFoundError(f"{out} holds no run to resume: there is no such directory")
+    with seeded(), _threads_restored(), locked(out):
+        recover(out)
+        if resume:
+            prepared, trainee, state = _reopen(out, request, threads, where, progress)
+        else:
+            check_new(out, overwrite)
+            if threads is not None:
+                set_threads(threads)
+            prepared, trainee, state = _begin(out, request, where, progress)
+        return _run(prepared, trainee, state, out, progress)
 
 
-def _run(prepared: Prepared, out: Path, device: torch.device, resume: bool, progress: Progress) -> TrainResult:
-    settings, tokenizer = prepared.settings, prepared.tokenizer
-    dtype = DTYPES[settings.dtype]
-    if resume:
-        path, state = newest_checkpoint(out)
-        model, tokenizer, tensors = restore(path, device)
-        model.train()
-        optimizers = build_optimizers(model, settings)
-        restore_optimizers(model, optimizers, tensors)
-        if state["val_loss"] == state["best_val_loss"]:  # a kill may have come between saving and publishing
-            publish(path, out)
-        progress.message(f"resuming {out} at step {state['step']:,}")
-    else:
-        state = {"step": 0, "best_val_loss": math.inf, "val_loss": math.inf}
-        model = initial_model(prepared.config, settings.seed).to(device)
-        optimizers = build_optimizers(model, settings)
+def _begin(
+    out: Path, request: Request, device: torch.device, progress: Progress
+) -> tuple[Prepared, Trainee, RunState]:
+    """A new run, up to its first checkpoint: only then does it take its place in `out`."""
+    try:
+        prepared = prepare(request, out, out / NEXT, device, progress)
+        trainee = build(prepared.config, prepared.settings, device)
+        progress.start(prepared, 0)
+        state = RunWriter(out / NEXT, prepared, progress).measure_and_save(trainee, RunState(), epoch=0)
+        for part in (prepared.train, prepared.validation):
+            part.close()  # Windows renames no file that is mapped
+        promote(out)
+    except BaseException:
+        discard_next(out)
+        raise
+    return _with_data_in(out, prepared), trainee, state
+
+
+def _with_data_in(out: Path, prepared: Prepared) -> Prepared:
+    train, validation = (TokenFile.open(out / "data" / f"{name}.npy") for name in ("train", "validation"))
+    return dataclasses.replace(prepared, train=train, validation=validation)
+
+
+def _reopen(
+    out: Path, request: Request, threads: int | None, device: torch.device, progress: Progress
+) -> tuple[Prepared, Trainee, RunState]:
+    """A run as its newest good checkpoint has it."""
+    prepared, begun_with = reopen(out, request)
+    _use_threads(threads, begun_with)
+    path, state = newest_checkpoint(out)
+    trainee = restore(path, prepared.settings, device)
+    if state.best_step == state.step:  # a kill may have come between saving and publishing
+        publish(path, out)
+    RunWriter(out, prepared, progress).begin(state.step)
+    progress.message(f"resuming {out} at step {state.step:,}")
+    progress.start(prepared, state.step)
+    return prepared, trainee, state
+
+
+def _run(prepared: Prepared, trainee: Trainee, state: RunState, out: Path, progress: Progress) -> TrainResult:
+    """The loop: forward, backward and update until the last step, measured and saved every `eval_every` steps."""
+    settings, dtype = prepared.settings, DTYPES[prepared.settings.dtype]
+    assert settings.steps is not None and settings.eval_every is not None
+    length = prepared.config.context_length
     loader = BatchLoader(
-        prepared.train.tokens,
-        batch_size=settings.batch_size,
-        context_length=prepared.config.context_length,
-        seed=settings.seed,
+        prepared.train.tokens, batch_size=settings.batch_size, context_length=length, seed=settings.seed
     )
-    log = RunLog(out, state["step"])
-    progress.start(prepared, state["step"])
-    bad_steps = 0
-    tokens_per_step = settings.batch_size * prepared.config.context_length
-
+    writer = RunWriter(out, prepared, progress)
+    skipped = 0
     with stop_requested() as stopping:
-        step: int = state["step"]
         while True:
-            done = step == settings.steps
-            if step > state.get("evaluated", -1) and (step % settings.eval_every == 0 or done or stopping()):
+            step, last = state.step, state.step == settings.steps
+            if state.evaluated < step and (step % settings.eval_every == 0 or last or stopping()):
                 if stopping():
-                    progress.message("stopping: the model is measured and saved first; Ctrl-C again does not wait")
-                val_loss = evaluate_loss(
-                    model, prepared.validation.tokens, settings.batch_size, settings.eval_batches, dtype
-                )
-                best = val_loss < state["best_val_loss"]
-                state |= {"step": step, "evaluated": step, "val_loss": val_loss}
-                if best:
-                    state["best_val_loss"] = val_loss
-                # first the log, whose last lines a resume drops if the checkpoint was never written
-                record = log.evaluation(step, val_loss, prepared.bits_per_byte(val_loss), loader.epoch(step))
-                checkpoint = save_checkpoint(out, model, tokenizer, optimizers, state)
-                if best:
-                    publish(checkpoint, out)
-                progress.evaluation(record, best)
-                plot_losses(out, prepared.baselines)
-                if settings.sample_tokens:
-                    progress.sample(_sample(model, tokenizer, settings))
-            if done or (stopping() and state["evaluated"] == step):  # never with steps that are not saved
+                    writer.message("stopping: the model is measured and saved first; Ctrl-C again does not wait")
+                state = writer.measure_and_save(trainee, state, loader.epoch(step))
+            if last or (stopping() and state.evaluated == step):  # never with steps that are not saved
                 break
 
             start = time.perf_counter()
-            loss, norm, good = take_step(model, optimizers, loader.batch(step), step, settings, dtype)
-            bad_steps = 0 if good else bad_steps + 1
-            if not good:
-                progress.message(f"step {step}: loss {loss}, gradient norm {norm}: skipped")
-            if bad_steps == MAX_BAD_STEPS:
+            loss, norm, finite = take_step(
+                trainee.objective, trainee.optimizers, loader.batch(step), step, settings, dtype
+            )
+            seconds = time.perf_counter() - start
+            skipped = 0 if finite else skipped + 1
+            if not finite:
+                writer.message(f"step {step}: loss {loss}, gradient norm {norm}: skipped")
+            if skipped == MAX_SKIPPED_STEPS:
                 raise TrainingFailedError(
-                    f"the loss was no number for {bad_steps} steps up to step {step}: lower the learning rate; "
+                    f"the loss was not finite for {skipped} steps up to step {step}: lower the learning rate; "
                     f"the last checkpoint in {out} is untouched"
                 )
-            tokens_per_second = tokens_per_step / (time.perf_counter() - start)
-            progress.step(log.step(step, loss, norm, schedule(step, settings), tokens_per_second))
-            step += 1
-
-    finished = step == settings.steps
+            writer.step(step, loss, norm, schedule(step, settings), settings.batch_size * length / seconds)
+            state = state.after_step()
     result = TrainResult(
         directory=out,
-        steps=step,
-        finished=finished,
-        best_val_loss=state["best_val_loss"],
-        val_loss=state["val_loss"],
-        val_bits_per_byte=prepared.bits_per_byte(state["val_loss"]),
+        steps=state.step,
+        finished=state.step == settings.steps,
+        best_val_loss=state.best_val_loss,
+        val_loss=state.val_loss,
+        val_bits_per_byte=prepared.bits_per_byte(state.val_loss),
         bigram_loss=prepared.baselines.bigram,
     )
     progress.finish(result)
     return result
 
 
+def _use_threads(asked: int | None, begun_with: int | None) -> None:
+    """Resume with the threads a run began with: another number adds up in another order, so the last bits differ."""
+    if begun_with is None:
+        _log.warning("this run does not say how many threads it began with: with another number the last bits differ")
+    elif asked not in (None, begun_with):
+        _log.warning("this run began with %d threads: with %d the last bits differ", begun_with, asked)
+    elif begun_with > available_cores():
+        _log.warning("this run began with %d threads, more than the cores here: equal bits, but slow", begun_with)
+    if asked or begun_with:
+        set_threads(asked or begun_with)
+
+
 @contextlib.contextmanager
-def stop_requested() -> Iterator[Any]:
-    """Turns the first Ctrl-C, or SIGTERM, into a wish that the loop reads between steps; a second one interrupts."""
+def _threads_restored() -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def stop_requested() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C, or SIGTERM, into a stop request that the loop checks between steps.
+
+    A second one interrupts.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's alone
         yield asked.is_set
@@ -179,29 +206,17 @@ def stop_requested() -> Iterator[Any]:
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(s) for s in signals]
 
-    def ask(*_: Any) -> None:
-        asked.set()
+    def restore_handlers() -> None:
         for s, handler in zip(signals, before, strict=True):
             signal.signal(s, handler)
+
+    def ask(*_: Any) -> None:
+        asked.set()
+        restore_handlers()
 
     for s in signals:
         signal.signal(s, ask)
     try:
         yield asked.is_set
     finally:
-        for s, handler in zip(signals, before, strict=True):
-            signal.signal(s, handler)
-
-
-def _sample(model: GPTModel, tokenizer: Tokenizer, settings: Settings) -> str:
-    text = generate(
-        model,
-        tokenizer,
-        settings.sample_prompt,
-        max_new_tokens=settings.sample_tokens,
-        temperature=0.8,
-        top_p=0.95,
-        seed=settings.seed,
-        overflow="slide",
-    )
-    return settings.sample_prompt + text
+        restore_handlers()

@@ -41,7 +41,7 @@ def prompt_for(model: GPTModel, n_tokens: int = 64) -> Tensor:
 def prove(source: GPTModel, result: GPTModel) -> Proof:
     """Compare two models, both in `eval` mode, on `prompt_for(source)`."""
     prompt = prompt_for(source)
-    return compare(source(prompt.to(source.tok_emb.weight.device)), result(prompt.to(result.tok_emb.weight.device)))
+    return compare(source(prompt.to(source.device)), result(prompt.to(result.device)))
 
 
 def compare(expected: Tensor, found: Tensor) -> Proof:

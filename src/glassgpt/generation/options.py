@@ -1,0 +1,80 @@
+"""What a request for text may say: the fields are the keywords, the command line's options and their help."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TypedDict
+
+from glassgpt.options import Options, option
+
+OVERFLOW = ("error", "slide")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling(Options):
+    """How the next token is drawn. The filters apply in this order, each to what the one before it kept.
+
+    Raises `ValueError` for a value outside its range, naming the field.
+    """
+
+    repetition_penalty: float = option(
+        1.0, "above 1 avoids tokens that are already in the text (Keskar et al. 2019)", unit="factor", above=0
+    )
+    temperature: float = option(1.0, "0 is greedy, below 1 safer, above 1 wilder", unit="T", at_least=0)
+    top_k: int | None = option(None, "keep the K best tokens", unit="K", at_least=1, derived="all")
+    top_p: float | None = option(
+        None,
+        "keep the fewest best tokens whose probabilities reach P (Holtzman et al. 2020)",
+        unit="P",
+        above=0,
+        at_most=1,
+        derived="all",
+    )
+    min_p: float | None = option(
+        None,
+        "keep tokens at least P times as likely as the best one (Nguyen et al. 2024)",
+        unit="P",
+        at_least=0,
+        at_most=1,
+        derived="all",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation(Sampling):
+    """All that a request may say besides its prompt. Raises `ValueError` for a value outside its range."""
+
+    max_new_tokens: int = option(100, "most tokens to generate", unit="tokens", at_least=1)
+    stop: tuple[str, ...] = option((), "end before this text; may be repeated", unit="text", derived="none")
+    seed: int | None = option(
+        None, "the same seed gives the same text", unit="N", at_least=0, at_most=2**64 - 1, derived="a new one"
+    )
+    overflow: str = option(
+        "error",
+        "past the context length: refuse before any computation (error), or go on with exactly what recomputing the "
+        "last tokens that fit gives (slide; each token then costs a whole context)",
+        choices=OVERFLOW,
+    )
+    ignore_eot: bool = option(False, "never draw the end of text")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        super().__post_init__()
+        if "" in self.stop:
+            raise ValueError("stop '' must be a text: an empty one would stop everything at once")
+
+
+class GenerationKeywords(TypedDict, total=False):
+    """The fields of `Generation`, for type checkers and editors; a test keeps the two alike."""
+
+    repetition_penalty: float
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    max_new_tokens: int
+    stop: str | Sequence[str]
+    seed: int | None
+    overflow: str
+    ignore_eot: bool

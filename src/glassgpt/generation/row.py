@@ -1,0 +1,96 @@
+"""One text being generated: its ids, its random numbers, and the text that is certain so far."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from glassgpt.generation.decoder import Row as ScoreRow
+from glassgpt.generation.options import Generation
+from glassgpt.generation.sampling import UniformStream, draw
+from glassgpt.tokenizer import StreamDecoder, Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What one prompt became: the new text and ids, and why it ended ("length", "stop" or "end_of_text")."""
+
+    text: str
+    ids: list[int]
+    n_prompt_tokens: int
+    finish_reason: str
+
+
+class Row:
+    """A prompt and what follows it. The loop asks for tokens with `choose` and hands each to `accept`."""
+
+    def __init__(self, prompt: Sequence[int], tokenizer: Tokenizer, generation: Generation) -> None:
+        """`ValueError` for an empty prompt."""
+        if not prompt:
+            raise ValueError("the prompt is empty: give at least one token")
+        self.ids = list(prompt)
+        self.n_prompt = len(prompt)
+        self.finish_reason: str | None = None
+        self.text = ""
+        self._tokenizer, self._generation = tokenizer, generation
+        self._uniform = UniformStream(generation.seed)
+        self._decoder = StreamDecoder(tokenizer)
+        self._stop = StopTexts(generation.stop)
+
+    def choose(self, scores: ScoreRow) -> int:
+        """Draw this row's next token from (vocab_size,) scores; ids the tokenizer does not have are never drawn."""
+        scores = scores[: self._tokenizer.n_vocab]
+        if self._generation.ignore_eot and self._tokenizer.stop_ids:
+            scores = scores.copy()
+            scores[list(self._tokenizer.stop_ids)] = -np.inf
+        return draw(self._generation, scores, self.ids, self._uniform.draw())
+
+    def accept(self, token: int) -> str:
+        """Append a token; returns the text that is certain now. Sets `finish_reason` when the row is done."""
+        if token in self._tokenizer.stop_ids:
+            self.finish_reason = "end_of_text"
+            return self._release(self._decoder.finish())
+        self.ids.append(token)
+        new = self._decoder.push(token)
+        if len(self.ids) - self.n_prompt == self._generation.max_new_tokens:
+            self.finish_reason = "length"
+            new += self._decoder.finish()
+        return self._release(new)
+
+    def completion(self) -> Completion:
+        """The result; the row must be done."""
+        assert self.finish_reason is not None
+        return Completion(self.text, self.ids[self.n_prompt :], self.n_prompt, self.finish_reason)
+
+    def _release(self, new: str) -> str:
+        text, stopped = self._stop.push(new, final=self.finish_reason is not None)
+        if stopped:
+            self.finish_reason = "stop"
+        self.text += text
+        return text
+
+
+class StopTexts:
+    """Looks for the first of several texts in one that comes in pieces, holding back what may begin one of them."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+        self._held = ""
+
+    def push(self, new: str, final: bool) -> tuple[str, bool]:
+        """The text that is certain now, which ends before a stop text, and whether one was found."""
+        text = self._held + new
+        starts = [start for stop in self._texts if (start := text.find(stop)) >= 0]
+        if starts:
+            return text[: min(starts)], True
+        keep = 0 if final else max((_overlap(text, stop) for stop in self._texts), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`, but not all of it."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

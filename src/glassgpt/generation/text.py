@@ -1,0 +1,112 @@
+"""From prompts to text: `complete`, `generate` and `stream`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack, overload
+
+from glassgpt.generation.decoder import Decoder
+from glassgpt.generation.loop import run
+from glassgpt.generation.options import Generation, GenerationKeywords
+from glassgpt.generation.row import Completion, Row
+from glassgpt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from glassgpt.language_model import LanguageModel
+
+
+class _BatchKeywords(GenerationKeywords, total=False):
+    seeds: Sequence[int | None]
+
+
+def complete(
+    model: LanguageModel | Decoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str | Sequence[int]],
+    *,
+    seeds: Sequence[int | None] | None = None,
+    **options: Unpack[GenerationKeywords],
+) -> list[Completion]:
+    """Continue each prompt, a text or token ids; prompts may differ in length and are decoded together.
+
+    `options` are the fields of `Generation`; `seeds` gives each row its own. A row draws its own random numbers, so its
+    text depends on its own prompt and seed, up to rounding: where two tokens are all but equally likely, the sums of
+    another batch size may choose the other. A row ends at `max_new_tokens`, at a `stop` text (left out) or at the end
+    of text. `model` may be a decoder, which must have no live rows.
+
+    Raises `ValueError` for values out of range, before any computation.
+    """
+    if isinstance(prompts, str):
+        raise ValueError("prompts is one text: give a list of them")
+    rows, capacity = _rows(model, tokenizer, prompts, seeds, options)
+    for _ in run(_decoder(model, capacity), rows):
+        pass
+    return [row.completion() for row in rows]
+
+
+@overload
+def generate(
+    model: LanguageModel | Decoder, tokenizer: Tokenizer, prompt: str, **options: Unpack[GenerationKeywords]
+) -> str: ...
+@overload
+def generate(
+    model: LanguageModel | Decoder, tokenizer: Tokenizer, prompt: Sequence[str], **options: Unpack[_BatchKeywords]
+) -> list[str]: ...
+def generate(
+    model: LanguageModel | Decoder, tokenizer: Tokenizer, prompt: str | Sequence[str], **options: Any
+) -> str | list[str]:
+    """The text that follows `prompt`, or a list of them for a list of prompts; options as in `complete`."""
+    if isinstance(prompt, str):
+        return complete(model, tokenizer, [prompt], **options)[0].text
+    return [completion.text for completion in complete(model, tokenizer, prompt, **options)]
+
+
+def stream(
+    model: LanguageModel | Decoder,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    **options: Unpack[GenerationKeywords],
+) -> Iterator[str]:
+    """The text that follows `prompt`, piece by piece as it is generated, never half a character.
+
+    Arguments and errors as in `complete`; errors come at the call, not at the first piece.
+    """
+    rows, capacity = _rows(model, tokenizer, [prompt], None, options)
+    return (piece for _, piece in run(_decoder(model, capacity), rows) if piece)
+
+
+def _rows(
+    model: LanguageModel | Decoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str | Sequence[int]],
+    seeds: Sequence[int | None] | None,
+    options: Mapping[str, Any],
+) -> tuple[list[Row], int]:
+    """The rows, and the number of tokens that the longest of them can reach within the context."""
+    generation = Generation.from_dict(options)
+    if seeds is not None and len(seeds) != len(prompts):
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one for each")
+    rows = []
+    for number, prompt in enumerate(prompts):
+        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not ids and tokenizer.eot_id is not None:
+            ids = [tokenizer.eot_id]  # GPT-2's own way to begin from nothing
+        if bad := [i for i in ids if not 0 <= i < model.vocab_size]:
+            raise ValueError(f"token id {bad[0]} is outside the model's 0..{model.vocab_size - 1}")
+        rows.append(Row(ids, tokenizer, generation if seeds is None else generation.replace(seed=seeds[number])))
+    longest = max((row.n_prompt for row in rows), default=0) + generation.max_new_tokens
+    if generation.overflow == "error" and longest > model.context_length:
+        raise ValueError(
+            f"a prompt of {longest - generation.max_new_tokens} tokens and {generation.max_new_tokens} new ones exceed "
+            f"the context length of {model.context_length}: ask for fewer, shorten the prompt, or choose "
+            "overflow 'slide'"
+        )
+    return rows, min(longest, model.context_length)
+
+
+def _decoder(model: LanguageModel | Decoder, capacity: int) -> Decoder:
+    if isinstance(model, Decoder):
+        return model
+    from glassgpt.generation.torch_decoder import CachedDecoder  # PyTorch is loaded only for a model that needs it
+
+    return CachedDecoder(model, capacity)

@@ -1,0 +1,56 @@
+"""From a config to something that trains: the one place where starting weights and techniques go in."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from glassgpt.config import GPTConfig
+from glassgpt.language_model import LanguageModel, seeded
+from glassgpt.model import GPTModel
+from glassgpt.training.objective import NextTokenLoss
+from glassgpt.training.optimizer import build_optimizers
+from glassgpt.training.settings import Settings
+
+
+@dataclasses.dataclass
+class Trainee:
+    """A model, what is minimised, and what does it.
+
+    A technique wraps `objective` (to compile, checkpoint or distribute it) and leaves `model` plain: that is what is
+    measured, sampled from and saved.
+    """
+
+    model: LanguageModel
+    objective: NextTokenLoss
+    optimizers: list[torch.optim.Optimizer]
+
+
+def build(config: GPTConfig, settings: Settings, device: torch.device) -> Trainee:
+    """A model that has learned nothing, ready for step 0."""
+    return ready(initial_model(config, settings.seed).to(device), settings)
+
+
+def ready(model: LanguageModel, settings: Settings) -> Trainee:
+    """A model with weights, from wherever they are, in `train` mode and with new optimizers."""
+    return Trainee(model.train(), NextTokenLoss(model), build_optimizers(model, settings))
+
+
+def initial_model(config: GPTConfig, seed: int) -> GPTModel:
+    """A new model with GPT-2's initialisation, in `train` mode.
+
+    Normal with standard deviation 0.02, and 0.02 / sqrt(2 layers) for the two matrices that write into the shortcut,
+    so that the first loss is ln(vocab_size) (Radford et al. 2019). The book's, PyTorch's default, starts far above.
+    """
+    with seeded(seed), torch.no_grad():
+        model = GPTModel(config)
+        roles = model.parameter_roles()
+        for name, parameter in model.named_parameters():
+            if roles[name] == "residual":
+                parameter.normal_(0, 0.02 / (2 * config.n_layers) ** 0.5)
+            elif roles[name] == "bias":
+                parameter.zero_()
+            elif roles[name] != "scale":  # the norms begin with factors of 1
+                parameter.normal_(0, 0.02)
+    return model.train()

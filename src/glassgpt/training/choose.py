@@ -1,0 +1,51 @@
+"""What a run picks for itself where it was told nothing: tokenizer and shape. Each choice is a line to be shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from glassgpt.config import GPTConfig, preset
+from glassgpt.data.corpus import Document
+from glassgpt.options import check
+from glassgpt.options import Rule
+from glassgpt.tokenizer import Tokenizer
+
+TOKENIZERS = ("bpe", "gpt2", "char", "byte")
+
+
+def check_tokenizer(name: Tokenizer | str | None) -> None:
+    """`ValueError` for a name that is unknown."""
+    if isinstance(name, str):
+        check("tokenizer", name, str, Rule(help="", choices=TOKENIZERS))
+
+
+def choose_tokenizer(
+    name: str | None, train: Sequence[Document], validation: Sequence[Document], choices: list[str]
+) -> Tokenizer:
+    """The tokenizer called `name`; None is a BPE trained on the training part."""
+    if name == "gpt2":
+        return Tokenizer.gpt2()
+    if name == "byte":
+        return Tokenizer.bytes_()
+
+    def texts(documents: Sequence[Document]) -> Iterator[str]:
+        for document in documents:
+            yield from document.pieces()
+
+    if name == "char":  # an alphabet is no knowledge of the text, and one letter missing could not be measured at all
+        return Tokenizer.characters(texts([*train, *validation]))
+    n_bytes = sum(document.n_bytes for document in (*train, *validation))
+    # about one token of vocabulary for each 2 kB of text, in powers of two
+    size = min(16384, max(512, 2 ** round(math.log2(max(n_bytes, 1) / 2000))))
+    tokenizer = Tokenizer.train_bpe(texts(train), size)
+    choices.append(f"tokenizer: BPE of {tokenizer.n_vocab:,} tokens, trained on the training part")
+    return tokenizer
+
+
+def choose_shape(n_bytes: int, choices: list[str]) -> GPTConfig:
+    """A shape by the amount of text: a model much larger than its text learns it by heart."""
+    sizes = (("nano", 300_000), ("micro", 20_000_000), ("mini", 100_000_000))
+    name = next((name for name, limit in sizes if n_bytes < limit), "small")
+    choices.append(f"shape: {name}, for {n_bytes:,} bytes of text")
+    return preset(name)

@@ -1,0 +1,69 @@
+"""How fast this machine trains this model, and how many steps fit into a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+
+import torch
+
+from glassgpt.data.loader import BatchLoader
+from glassgpt.device import DTYPES
+from glassgpt.language_model import seeded
+from glassgpt.training.build import build
+from glassgpt.training.records import Prepared
+from glassgpt.training.settings import DEFAULT_EVAL_BATCHES, Settings
+from glassgpt.training.step import evaluate_loss, take_step
+
+EVALUATIONS = 9
+"""Of a run whose intervals are derived: at the start, and after each eighth."""
+
+_EVALUATION_SHARE = 0.15  # of the time, at most, for measuring the model
+_SAVING_SECONDS = 0.5  # of one evaluation, for its checkpoint, plot and sample
+_SAVING_RATE = 100e6  # bytes per second of a checkpoint: written, flushed and hashed
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Seconds of one step, and of one batch of an evaluation."""
+
+    step: float
+    eval_batch: float
+
+
+def measure_speed(prepared: Prepared, settings: Settings, device: torch.device, seconds: float) -> Speed:
+    """Time a few steps on a model that is thrown away, for about `seconds`."""
+    config, dtype = prepared.config, DTYPES[settings.dtype]
+    loader = BatchLoader(
+        prepared.train.tokens, batch_size=settings.batch_size, context_length=config.context_length, seed=settings.seed
+    )
+    with seeded():
+        trainee = build(config, settings, device)
+        times: list[float] = []
+        while len(times) < 2 or (sum(times) < seconds and len(times) < 1000):
+            step, start = len(times), time.perf_counter()
+            take_step(trainee.objective, trainee.optimizers, loader.batch(step), step, settings.resolved(1000), dtype)
+            times.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        evaluate_loss(
+            trainee.objective, prepared.validation.tokens, settings.rows_at_once, settings.batch_size, dtype
+        )
+        return Speed(statistics.median(times[1:]), time.perf_counter() - start)
+
+
+def settings_for(seconds: float, speed: Speed, settings: Settings, n_parameters: int) -> tuple[Settings, str]:
+    """`settings` with the steps that fit into `seconds`, evaluations and checkpoints included, and a line that says so."""
+    saving = _SAVING_SECONDS + 16 * n_parameters / _SAVING_RATE  # weights, and two or three numbers for each of them
+    batches = settings.eval_batches
+    if batches is None:
+        affordable = int(_EVALUATION_SHARE * seconds / EVALUATIONS / speed.eval_batch)
+        batches = max(1, min(DEFAULT_EVAL_BATCHES, affordable))
+    left = seconds - EVALUATIONS * (batches * speed.eval_batch + saving)
+    steps = max(1, int(left / speed.step))
+    time_text = f"{seconds / 60:g} {'minute' if seconds == 60 else 'minutes'}"
+    if left < 10 * speed.step:
+        text = f"steps: {steps}; {time_text} are too short for this model: one step takes {speed.step:.2g} s"
+    else:
+        text = f"steps: {steps:,} fit into {time_text} at the speed just measured"
+    return dataclasses.replace(settings, eval_batches=batches).resolved(steps), text

@@ -1,0 +1,86 @@
+"""What the parts of a training run hand to each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Self
+
+from glassgpt.config import GPTConfig
+from glassgpt.data.baselines import Baselines
+from glassgpt.data.tokens import TokenFile
+from glassgpt.tokenizer import Tokenizer
+from glassgpt.training.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Everything that is fixed before the first step."""
+
+    config: GPTConfig
+    settings: Settings
+    tokenizer: Tokenizer
+    train: TokenFile
+    validation: TokenFile
+    baselines: Baselines
+    choices: list[str]
+    """What was picked and why, one line each, to be shown."""
+
+    def bits_per_byte(self, nats_per_token: float) -> float:
+        """A loss on the validation part, comparable between tokenizers."""
+        return nats_per_token / math.log(2) * self.validation.n_tokens / self.validation.n_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class RunState:
+    """How far a run is. Losses are in nats per token of the validation part."""
+
+    step: int = 0
+    """Steps that were taken."""
+    evaluated: int = -1
+    """The step after which the model was measured last; -1: not yet."""
+    val_loss: float = math.inf
+    best_val_loss: float = math.inf
+    best_step: int = -1
+
+    def after_step(self) -> Self:
+        """One more step was taken."""
+        return dataclasses.replace(self, step=self.step + 1)
+
+    def after_evaluation(self, val_loss: float) -> Self:
+        """The model was measured."""
+        best = (val_loss, self.step) if val_loss < self.best_val_loss else (self.best_val_loss, self.best_step)
+        return type(self)(self.step, self.step, val_loss, *best)
+
+    @property
+    def is_best(self) -> bool:
+        """No model measured earlier in this run was better than the last one."""
+        return self.best_step == self.evaluated
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """From a checkpoint's `state.json`; KeyError or TypeError where it is damaged.
+
+        Runs of version 0.1 did not write `best_step`: there the best is the last where the two losses are equal.
+        """
+        last, best = float(values["val_loss"]), float(values["best_val_loss"])
+        best_step = values.get("best_step", values["evaluated"] if last == best else -1)
+        return cls(int(values["step"]), int(values["evaluated"]), last, best, int(best_step))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """How a run ended. Losses are in nats per token; `finished` is False after Ctrl-C."""
+
+    directory: Path
+    steps: int
+    finished: bool
+    best_val_loss: float
+    val_loss: float
+    val_bits_per_byte: float
+    bigram_loss: float
+
+
+class TrainingFailedError(RuntimeError):
+    """Training cannot continue; the last checkpoint is untouched."""
