@@ -18,6 +18,7 @@ import glassgpt
 from glassgpt import KVCache, Tokenizer, book
 from glassgpt.book import CachedGPTModel, GPTDatasetV1, GPTModel
 from glassgpt.data.corpus import Document
+from glassgpt.explain import recorded_attention
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 97,
@@ -223,18 +224,20 @@ def test_what_the_books_dict_may_say() -> None:
     assert GPTModel(CONFIG).config.sliding_window is None
     with pytest.raises(ValueError, match="kv_windw_size"):
         GPTModel(CONFIG | {"kv_windw_size": 4})
-    with pytest.raises(ValueError, match=r"^sliding_window 0 is below 1$"):
+    with pytest.raises(ValueError, match=r"^sliding_window 0 must be a whole number, at least 1, or None$"):
         GPTModel(CONFIG | {"kv_window_size": 0})
 
 
 def test_a_block_from_the_books_dict_draws_the_books_dropout() -> None:
     block = book.TransformerBlock(CONFIG | {"drop_rate": 0.5})
-    assert block.att.kind == "explicit"
+    assert block.att.attention == "explicit"
     x = torch.randn(2, 4, 12, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(5)
     got = block(x)
     torch.manual_seed(5)
-    weights = block.att.weights(block.norm1(x))
+    with recorded_attention(block.att.eval()) as maps:
+        block.att(block.norm1(x))
+    weights = maps[0]
     keep = torch.empty_like(weights).bernoulli_(0.5)
     values = block.att.W_value(block.norm1(x)).view(2, 4, 3, 4).transpose(1, 2)
     context = ((weights * keep / 0.5) @ values).transpose(1, 2).reshape(2, 4, 12)
@@ -294,7 +297,7 @@ def test_a_call_that_fails_half_way_is_as_if_it_had_not_been(make: Make, window:
         with pytest.raises(KeyboardInterrupt):
             model(prompt(3, batch_size=1 if fed else 2), use_cache=True)
         hook.remove()
-        with pytest.raises(ValueError, match="pass"):
+        with pytest.raises(ValueError, match="exceed"):
             model(prompt(16 if fed else 17), use_cache=True)
         with pytest.raises(IndexError):
             model(torch.tensor([[97]]), use_cache=True)
@@ -304,7 +307,7 @@ def test_a_call_that_fails_half_way_is_as_if_it_had_not_been(make: Make, window:
 def test_the_position_table_ends_with_a_clear_error(make: Make) -> None:
     model = make()
     model(prompt(16), use_cache=True)
-    message = r"^16 cached and 1 new tokens pass the cache's capacity of 16: shorten the prompt or ask for fewer"
+    message = r"^16 cached and 1 new tokens exceed the cache's capacity of 16: shorten the prompt or ask for fewer"
     with pytest.raises(ValueError, match=message):
         model(prompt(1), use_cache=True)
     model.reset_kv_cache()

@@ -54,44 +54,36 @@ def test_the_defaults_are_the_books_dict() -> None:
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"])
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(0, "0 is below 1"), (-3, "-3 is below 1"), (2.5, "whole number, not 2.5"), (True, "not True")]
-    + [("12", "not '12'"), (None, "not None"), (math.nan, "not nan"), ([8], r"not [8]")],
-)
-def test_a_bad_size_names_the_key_and_the_value(key: str, value: object, shown: str) -> None:
-    text = message(**{key: value})
-    assert text.startswith(key)
-    assert shown in text
+@pytest.mark.parametrize("value", [0, -3, 2.5, True, "12", None, math.nan, [8]])
+def test_a_bad_size_names_the_key_and_the_value(key: str, value: object) -> None:
+    assert message(**{key: value}) == f"{key} {value!r} must be a whole number, at least 1"
 
 
 @pytest.mark.parametrize("value", [1, 1.0, -0.1, 7, math.nan, math.inf, -math.inf])
 def test_dropout_outside_its_range(value: float) -> None:
-    assert message(drop_rate=value) == f"drop_rate {value} is outside 0 <= drop_rate < 1"
+    assert message(drop_rate=value) == f"drop_rate {value} must be a number, at least 0 and below 1"
 
 
 @pytest.mark.parametrize("value", ["0.1", None, True, [0.1]])
 def test_dropout_that_is_no_number(value: object) -> None:
-    assert message(drop_rate=value) == f"drop_rate must be a number from 0 up to 1, not {value!r}"
+    assert message(drop_rate=value) == f"drop_rate {value!r} must be a number, at least 0 and below 1"
 
 
 @pytest.mark.parametrize("key", ["qkv_bias", "tie_embeddings"])
 @pytest.mark.parametrize("value", [1, 0, "yes", None])
 def test_a_switch_is_true_or_false(key: str, value: object) -> None:
-    assert message(**{key: value}) == f"{key} must be true or false, not {value!r}"
+    assert message(**{key: value}) == f"{key} {value!r} must be true or false"
 
 
-@pytest.mark.parametrize(("value", "shown"), [(0, "0 is below 1"), (1.5, "not 1.5"), (False, "not False")])
-def test_a_bad_window(value: object, shown: str) -> None:
-    text = message(sliding_window=value)
-    assert text.startswith("sliding_window")
-    assert shown in text
+@pytest.mark.parametrize("value", [0, 1.5, False])
+def test_a_bad_window(value: object) -> None:
+    assert message(sliding_window=value) == f"sliding_window {value!r} must be a whole number, at least 1, or None"
 
 
 @pytest.mark.parametrize("value", ["flash", "", None, 3, []])
 def test_an_unknown_kind_lists_the_known(value: object) -> None:
-    assert message(attention=value) == f"attention {value!r} is unknown: use one of sdpa, explicit"
-    assert message(gelu=value) == f"gelu {value!r} is unknown: use one of tanh, erf"
+    assert message(attention=value) == f"attention {value!r} must be one of sdpa, explicit"
+    assert message(gelu=value) == f"gelu {value!r} must be one of tanh, erf"
 
 
 @given(st.integers(1, 400), st.integers(1, 400))
@@ -140,7 +132,7 @@ def test_a_key_that_is_no_text() -> None:
 
 @pytest.mark.parametrize("value", [3, None, "gpt2", [("emb_dim", 8)]])
 def test_what_is_no_config(value: Any) -> None:
-    with pytest.raises(ValueError, match=f"a config is a GPTConfig or a dict, not {type(value).__name__}"):
+    with pytest.raises(ValueError, match=f"^GPTConfig is made from a dict, not {type(value).__name__}$"):
         GPTConfig.of(value)
 
 
@@ -154,7 +146,7 @@ def test_replace_checks_again() -> None:
     config = GPTConfig()
     assert config.replace(n_layers=3).n_layers == 3
     assert config.n_layers == 12
-    with pytest.raises(ValueError, match="n_layers 0 is below 1"):
+    with pytest.raises(ValueError, match="^n_layers 0 must be a whole number, at least 1$"):
         config.replace(n_layers=0)
     with pytest.raises(ValueError, match="did you mean 'n_layers'"):
         config.replace(n_layer=1)

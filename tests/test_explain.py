@@ -84,7 +84,7 @@ def test_dropout_takes_no_part_and_the_mode_stays_as_it_was(tiny_model: Make) ->
 
 
 @pytest.mark.parametrize(
-    ("ids", "message"), [([], "the text is empty"), ([1] * 17, "17 tokens pass the context length of 16")]
+    ("ids", "message"), [([], "the text is empty"), ([1] * 17, "17 tokens exceed the context length of 16")]
 )
 def test_a_text_that_cannot_be_read_is_an_error_that_leaves_nothing_behind(
     tiny_model: Make, ids: list[int], message: str
@@ -130,7 +130,7 @@ def test_trace_ignores_dropout_and_keeps_the_mode(tiny_model: Make, tiny_tokeniz
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("", "the text is empty"), ("x" * 17, "17 tokens pass the context length of 16")]
+    ("text", "message"), [("", "the text is empty"), ("x" * 17, "17 tokens exceed the context length of 16")]
 )
 def test_trace_refuses_a_text_that_cannot_be_read(
     byte_model: GPTModel, tiny_tokenizer: Tokenizer, text: str, message: str

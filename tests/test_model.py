@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glassgpt import GPTConfig, GPTModel
+from glassgpt.explain import recorded_attention
+from glassgpt.kv_cache import causal_mask
+from glassgpt.language_model import ROLES
 from glassgpt.model import (
     GELU,
     FeedForward,
     LayerNorm,
     MultiHeadAttention,
     TransformerBlock,
-    causal_mask,
     generate_text_simple,
 )
 
@@ -128,7 +130,8 @@ def test_gelu_is_the_tanh_form_unless_asked_for_the_exact_one() -> None:
 
 @given(st.integers(1, 12), st.none() | st.integers(1, 15))
 def test_the_mask_written_out(n_tokens: int, window: int | None) -> None:
-    mask = causal_mask(n_tokens, window)
+    positions = torch.arange(n_tokens)
+    mask = causal_mask(positions, positions, window)
     for i in range(n_tokens):
         for j in range(n_tokens):
             assert mask[i, j] == (j <= i and (window is None or j > i - window))
@@ -149,7 +152,7 @@ def test_heads_that_do_not_fit_the_width() -> None:
 
 @pytest.mark.parametrize("value", [{"emb_dmi": 3}, 7, None])
 def test_a_model_of_no_config(value: Any) -> None:
-    with pytest.raises(ValueError, match="config"):
+    with pytest.raises(ValueError, match="^(GPTConfig is made from a dict, not|unknown config key) "):
         GPTModel(value)
 
 
@@ -264,26 +267,44 @@ def test_attention_weights_are_probabilities_and_the_future_has_exactly_none(
 ) -> None:
     attend = tiny_model(attention=attention, sliding_window=window).trf_blocks[1].att
     x = torch.randn(2, 16, 12)
-    weights = attend.weights(x)
+    with recorded_attention(attend) as maps:
+        attend(x)
+        attend(x * 1e4)
+    assert attend.attention == attention
+    weights = maps[0]
     assert weights.shape == (2, 3, 16, 16)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 16), atol=1e-6, rtol=0)
-    seen = causal_mask(16, window).expand_as(weights)
+    positions = torch.arange(16)
+    seen = causal_mask(positions, positions, window).expand_as(weights)
     assert (weights[~seen] == 0).all()
     assert (weights[seen] > 0).all()
-    assert (attend.weights(x * 1e4)[~seen] == 0).all()  # a finite mask value is outbid by scores this large
+    assert (maps[1][~seen] == 0).all()  # a finite mask value is outbid by scores this large
     values = attend.W_value(x).view(2, 16, 3, 4).transpose(1, 2)
     merged = attend.out_proj((weights @ values).transpose(1, 2).reshape(2, 16, 12))
     torch.testing.assert_close(merged, attend(x), atol=1e-5, rtol=1e-5)
 
 
-def test_a_mask_of_ones_own_is_respected_by_both(tiny_model: Make) -> None:
-    x = torch.randn(2, 6, 12)
-    mask = causal_mask(6)
-    mask[4, 1] = False
-    fused, explicit = (tiny_model(attention=kind).trf_blocks[0].att for kind in ("sdpa", "explicit"))
-    torch.testing.assert_close(fused(x, mask), explicit(x, mask), atol=1e-5, rtol=1e-5)
-    assert (explicit.weights(x, mask)[:, :, 4, 1] == 0).all()
-    assert not torch.allclose(explicit(x, mask)[:, 4], explicit(x)[:, 4])
+@pytest.mark.parametrize(
+    "make", [lambda: GELU("foo"), lambda: MultiHeadAttention(4, 4, 4, 0.0, 2, attention="explict")]
+)
+def test_an_unknown_form_is_refused(make: Callable[[], Any]) -> None:
+    with pytest.raises(ValueError, match="^(gelu 'foo'|attention 'explict') must be one of "):
+        make()
+
+
+def test_every_parameter_has_one_role_by_its_use(tiny_model: Make) -> None:
+    roles = tiny_model(emb_dim=16, n_heads=2, vocab_size=16, qkv_bias=True).parameter_roles()  # shapes tell nothing
+    assert set(roles.values()) == set(ROLES)
+    assert [name for name, role in roles.items() if role == "embedding"] == ["tok_emb.weight", "pos_emb.weight"]
+    assert [name for name, role in roles.items() if role == "head"] == ["out_head.weight"]
+    residual = {name for name, role in roles.items() if role == "residual"}
+    assert residual == {f"trf_blocks.{i}.{part}.weight" for i in range(2) for part in ("att.out_proj", "ff.layers.2")}
+    hidden = ("att.W_query", "att.W_key", "att.W_value", "ff.layers.0")
+    assert {n for n, role in roles.items() if role == "hidden"} == {
+        f"trf_blocks.{i}.{part}.weight" for i in range(2) for part in hidden
+    }
+    assert all(name.endswith("scale") == (role == "scale") for name, role in roles.items())
+    assert "head" not in tiny_model(tie_embeddings=True).parameter_roles().values()
 
 
 # ---- causality ----------------------------------------
@@ -361,7 +382,7 @@ def test_last_only_is_the_last_of_all(tiny_model: Make) -> None:
 
 
 def test_more_tokens_than_positions(tiny_model: Make) -> None:
-    with pytest.raises(ValueError, match="^17 tokens pass the context length of 16$"):
+    with pytest.raises(ValueError, match="^17 tokens exceed the context length of 16$"):
         tiny_model()(torch.zeros(1, 17, dtype=torch.int64))
 
 

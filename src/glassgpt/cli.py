@@ -321,6 +321,7 @@ def _sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def _write_stream(shown: str, model: GPTModel, tokenizer: Tokenizer, prompt: str, options: dict[str, Any]) -> str:
     """Print what follows `prompt` after the text `shown`, piece by piece; returns it."""
     from glassgpt.generation.generate import stream
+
     from glassgpt.training.terminal import visible
 
     pieces = stream(model, tokenizer, prompt, **options)

@@ -19,6 +19,8 @@ class GPTConfig(Options):
     Raises `ValueError` for a value that cannot work, naming the key, the value and what to change.
     """
 
+    noun = "config key"
+
     vocab_size: int = option(50257, "number of token ids", unit="tokens", at_least=1)
     context_length: int = option(
         1024, "learned positions: the longest sequence the model can read at once", unit="tokens", at_least=1

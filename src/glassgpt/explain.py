@@ -40,7 +40,8 @@ def recorded_attention(module: nn.Module) -> Iterator[list[Tensor]]:
     attentions = [part for part in module.modules() if isinstance(part, MultiHeadAttention)]
     before = [attention.attention for attention in attentions]
     hooks = [
-        attention.dropout.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0])) for attention in attentions
+        attention.dropout.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
+        for attention in attentions
     ]
     for attention in attentions:
         attention.attention = "explicit"

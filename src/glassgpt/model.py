@@ -99,7 +99,7 @@ class MultiHeadAttention(nn.Module):
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.out_proj = nn.Linear(d_out, d_out)
         self.dropout = nn.Dropout(dropout)
-        self.register_load_state_dict_pre_hook(_skip_saved_mask)
+        self.register_load_state_dict_pre_hook(_skip_saved_mask)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, cached: LayerCache | None = None) -> Tensor:
         """(B, T, d_in) to (B, T, d_out); with `cached` the tokens of `x` continue those in the cache."""
@@ -199,7 +199,7 @@ class GPTModel(LanguageModel):
     def hidden(self, in_idx: Tensor, cached: CachePass | None = None, *, last_only: bool = False) -> Tensor:
         """The normalised vectors that the output head reads: (B, T or 1, d)."""
         T = in_idx.shape[1]
-        if T > self.context_length:
+        if self.context_length < T:
             raise ValueError(f"{T} tokens exceed the context length of {self.context_length}")
         positions = torch.arange(T, device=in_idx.device) if cached is None else cached.positions  # (T) or (1 or B, T)
         x = self.drop_emb(self.tok_emb(in_idx) + self.pos_emb(positions))  # (B, T, d)

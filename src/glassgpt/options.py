@@ -13,7 +13,7 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +85,9 @@ def check_int(name: str, value: object, *, at_least: int | None = None, at_most:
 class Options:
     """Base of frozen dataclasses whose fields are options: strict, checked, and readable from a dict."""
 
+    noun: ClassVar[str] = "option"
+    """What messages call a field."""
+
     def __post_init__(self) -> None:
         for name, (kind, rule) in self.rules().items():
             check(name, getattr(self, name), kind, rule)
@@ -104,12 +107,12 @@ class Options:
             raise ValueError(f"{cls.__name__} is made from a dict, not {type(values).__name__}")
         for key in values:
             if key not in cls.rules():
-                raise ValueError(f"unknown {cls.__name__} option {key!r}: {nearest(key, cls.rules())}")
+                raise ValueError(f"unknown {cls.noun} {key!r}: {nearest(key, cls.rules())}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and values, ready for JSON; `from_dict` reads it back."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked again."""
@@ -128,7 +131,7 @@ def _wanted(kinds: set[Any], rule: Rule) -> str:
         wanted = "true or false"
     elif int in kinds or float in kinds:
         words = "a number" if float in kinds else "a whole number"
-        wanted = f"{words} {rule.bounds()}" if rule.bounds() else words
+        wanted = f"{words}, {rule.bounds()}" if rule.bounds() else words
     elif rule.choices:
         wanted = f"one of {', '.join(rule.choices)}"
     else:

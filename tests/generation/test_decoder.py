@@ -1,72 +1,88 @@
+"""Decoders: rows that join, advance and leave at any time have the scores that each would have alone."""
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from glassgpt import GPTModel
-from glassgpt.generation.decoder import CachedDecoder, NaiveDecoder, last_window_scores
+from glassgpt.generation.decoder import Decoder, Scores
+from glassgpt.generation.torch_decoder import CachedDecoder, NaiveDecoder
 
 Make = Callable[..., GPTModel]
 CONTEXT = 8
+BOTH = pytest.mark.parametrize("make_decoder", [NaiveDecoder, CachedDecoder])
 
 
-def alone(model: GPTModel, row: Sequence[int]) -> Tensor:
-    """The oracle: scores after the last context of one row, with no decoder at all."""
+def alone(model: GPTModel, row: Sequence[int]) -> np.ndarray:
+    """The oracle: scores after one row, with no decoder at all."""
     with torch.no_grad():
-        return model(torch.tensor([row[-model.config.context_length :]]))[0, -1]
+        return model(torch.tensor([row]))[0, -1].numpy()
 
 
-def agree(found: Tensor, model: GPTModel, rows: Sequence[Sequence[int]]) -> None:
-    torch.testing.assert_close(found, torch.stack([alone(model, row) for row in rows]), atol=1e-4, rtol=0)
+def agree(scores: Scores, model: GPTModel, rows: Sequence[Sequence[int]]) -> None:
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, np.stack([alone(model, row) for row in rows]), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [NaiveDecoder, CachedDecoder])
+@BOTH
 @given(data=st.data())
-def test_scores_are_those_of_each_row_alone_also_past_the_context(
-    tiny_model: Make, kind: type[NaiveDecoder] | type[CachedDecoder], data: st.DataObject
-) -> None:
-    """Prompts of any lengths, rows dropped in any order, on beyond the context length."""
+def test_scores_are_those_of_each_row_alone(tiny_model: Make, make_decoder: Any, data: st.DataObject) -> None:
+    """Prompts of any lengths, rows that join and leave at every step."""
     model = tiny_model(
         context_length=CONTEXT,
         sliding_window=data.draw(st.none() | st.integers(1, 10), "window"),
         attention=data.draw(st.sampled_from(["sdpa", "explicit"]), "attention"),
     )
     token = st.integers(0, 96)
-    rows = data.draw(st.lists(st.lists(token, min_size=1, max_size=12), min_size=1, max_size=4), "prompts")
-    decoder: NaiveDecoder | CachedDecoder
-    if kind is CachedDecoder:
-        decoder = CachedDecoder(model, data.draw(st.none() | st.integers(1, 20), "capacity"))
-    else:
-        decoder = NaiveDecoder(model)
-    rows = [list(row) for row in rows]
-    agree(decoder.prefill(rows), model, rows)
-    for _ in range(data.draw(st.integers(0, 10), "steps")):
-        if len(rows) > 1 and data.draw(st.booleans(), "drop?"):
-            place = data.draw(st.integers(0, len(rows) - 1), "place")
-            decoder.drop(place)
-            rows[place] = rows[-1]
+    prompts = st.lists(st.lists(token, min_size=1, max_size=CONTEXT), min_size=1, max_size=3)
+    decoder: Decoder = make_decoder(model)
+    assert (decoder.vocab_size, decoder.context_length) == (97, CONTEXT)
+    rows: list[list[int]] = []
+    for _ in range(data.draw(st.integers(1, 12), "moves")):
+        move = data.draw(st.sampled_from(["add", "step", "drop"]), "move") if rows else "add"
+        if move == "add":
+            new = data.draw(prompts, "prompts")
+            agree(decoder.add(new), model, new)
+            rows += [list(row) for row in new]
+        elif move == "step" and max(map(len, rows)) < CONTEXT:
+            tokens = data.draw(st.lists(token, min_size=len(rows), max_size=len(rows)), "tokens")
+            rows = [[*row, t] for row, t in zip(rows, tokens, strict=True)]
+            agree(decoder.step(tokens), model, rows)
+        else:
+            index = data.draw(st.integers(0, len(rows) - 1), "index")
+            decoder.drop(index)
+            rows[index] = rows[-1]
             rows.pop()
-        new = data.draw(st.lists(token, min_size=len(rows), max_size=len(rows)), "tokens")
-        for row, t in zip(rows, new, strict=True):
-            row.append(t)
-        agree(decoder.step(new), model, rows)
 
 
-@pytest.mark.parametrize("kind", [NaiveDecoder, CachedDecoder])
-def test_a_decoder_starts_anew_and_leaves_the_prompts_alone(tiny_model: Make, kind: Any) -> None:
-    model = tiny_model(context_length=CONTEXT)
-    decoder, prompts = kind(model), [[1, 2, 3], [4]]
-    for _ in range(2):
-        first = decoder.prefill(prompts)
-        decoder.step([5, 6])
-        assert torch.equal(decoder.prefill(prompts), first)
-        assert not first.requires_grad
+@BOTH
+def test_prompts_are_left_alone_and_scores_have_no_gradient(tiny_model: Make, make_decoder: Any) -> None:
+    model, prompts = tiny_model(context_length=CONTEXT), [[1, 2, 3], [4]]
+    decoder = make_decoder(model)
+    decoder.add(prompts)
+    decoder.step([5, 6])
     assert prompts == [[1, 2, 3], [4]]
-    agree(decoder.prefill([[7]]), model, [[7]])
+    assert isinstance(decoder, Decoder)
+    assert not isinstance(model, Decoder)
+
+
+@BOTH
+def test_a_row_holds_no_more_than_the_context(tiny_model: Make, make_decoder: Any) -> None:
+    model = tiny_model(context_length=CONTEXT)
+    decoder = make_decoder(model)
+    for prompt in ([], [1] * (CONTEXT + 1)):
+        with pytest.raises(ValueError, match=f"^a prompt of {len(prompt)} tokens must have from 1 to {CONTEXT}$"):
+            decoder.add([[1], prompt])
+    decoder.add([[1] * CONTEXT, [2]])
+    with pytest.raises(ValueError, match=r"8 cached and 1 new|a prompt of 9 tokens"):
+        decoder.step([1, 1])
+    decoder.drop(0)  # and what failed has not moved the others
+    agree(decoder.step([3]), model, [[2, 3]])
 
 
 def test_each_token_is_read_once(tiny_model: Make) -> None:
@@ -74,33 +90,37 @@ def test_each_token_is_read_once(tiny_model: Make) -> None:
     read: list[tuple[int, ...]] = []
     model.tok_emb.register_forward_hook(lambda _, inputs, __: read.append(tuple(inputs[0].shape)))
     decoder = CachedDecoder(model)
-    decoder.prefill([[1, 2, 3], [4]])
+    decoder.add([[1, 2, 3], [4]])
     decoder.step([5, 6])
     decoder.drop(0)
     decoder.step([7])
-    assert read == [(1, 3), (1, 1), (2, 1), (1, 1)]
+    decoder.add([[8, 9]])
+    decoder.step([1, 2])
+    assert read == [(1, 3), (1, 1), (2, 1), (1, 1), (1, 2), (2, 1)]
 
 
 def test_a_long_prompt_is_read_in_pieces_of_the_window(tiny_model: Make) -> None:
     model = tiny_model(context_length=CONTEXT, sliding_window=3)
     read: list[int] = []
     model.tok_emb.register_forward_hook(lambda _, inputs, __: read.append(inputs[0].shape[1]))
-    CachedDecoder(model).prefill([[1, 2, 3, 4, 5, 6, 7]])
+    CachedDecoder(model).add([[1, 2, 3, 4, 5, 6, 7]])
     assert read == [3, 3, 1]
 
 
-def test_past_the_context_only_the_rows_that_need_it_are_computed_anew(tiny_model: Make) -> None:
-    model = tiny_model(context_length=CONTEXT)
-    read: list[int] = []
-    decoder = CachedDecoder(model)
-    decoder.prefill([list(range(8)), [1]])
-    model.tok_emb.register_forward_hook(lambda _, inputs, __: read.append(inputs[0].shape[1]))
-    decoder.step([5, 6])
-    assert read == [8, 1]
+def test_rows_that_join_reuse_the_memory_of_rows_that_left(tiny_model: Make) -> None:
+    decoder = CachedDecoder(tiny_model(context_length=CONTEXT))
+    decoder.add([[1], [2], [3], [4]])
+    memory = decoder._cache.keys.data_ptr()
+    for _ in range(20):
+        decoder.drop(1)
+        decoder.add([[5, 6]])
+    assert decoder._cache.keys.data_ptr() == memory
+    decoder.add([[7]])
+    assert decoder._cache.batch_size == 5
 
 
-def test_the_last_window(tiny_model: Make) -> None:
-    model = tiny_model(context_length=CONTEXT)
-    tokens = list(range(20))
-    assert last_window_scores(model, tokens).shape == (1, 97)
-    assert torch.equal(last_window_scores(model, tokens), last_window_scores(model, tokens[-8:]))
+def test_low_precision_scores_come_as_float32(tiny_model: Make) -> None:
+    model = tiny_model(dtype=torch.bfloat16)
+    scores = CachedDecoder(model).add([[1, 2], [3]])
+    assert scores.dtype == np.float32
+    assert scores.shape == (2, 97)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from glassgpt.training.run_files import LOG, RunLog, plot_losses, publish, read_log
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from glassgpt.data.baselines import Baselines
-from glassgpt.training.run_files import LOG, RunLog, plot_losses, publish, read_log
 
 BASELINES = Baselines(uniform=6.2, unigram=5.2, bigram=3.9)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from glassgpt.training.run_files import read_log
 
 from glassgpt import GPTConfig, load_model, train
 from glassgpt.training.prepare import RUN_FILE
 from glassgpt.training.progress import Progress
-from glassgpt.training.run_files import read_log
 from glassgpt.training.state import checkpoints, newest_checkpoint
 from glassgpt.training.train import TrainingFailedError
 

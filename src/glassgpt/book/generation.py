@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from glassgpt.book.data import BookTokenizer, text_to_token_ids, token_ids_to_text
 from glassgpt.book.model import CachedGPTModel
-from glassgpt.model import GPTModel, generate_text_simple
 from glassgpt.language_model import evaluating
+from glassgpt.model import GPTModel, generate_text_simple
 
 
 def generate(

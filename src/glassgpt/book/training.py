@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from glassgpt.book.data import Batch, BookTokenizer, text_to_token_ids, token_ids_to_text
-from glassgpt.model import GPTModel, generate_text_simple
 from glassgpt.language_model import evaluating
+from glassgpt.model import GPTModel, generate_text_simple
 
 
 def calc_loss_batch(

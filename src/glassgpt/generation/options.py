@@ -59,10 +59,12 @@ class Generation(Sampling):
     ignore_eot: bool = option(False, "never draw the end of text")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        stop = self.stop if isinstance(self.stop, (list, tuple)) else (self.stop,)
+        for text in stop:
+            if not isinstance(text, str) or not text:
+                raise ValueError(f"stop {text!r} must be a text, and not empty: that would stop everything at once")
+        object.__setattr__(self, "stop", tuple(stop))
         super().__post_init__()
-        if "" in self.stop:
-            raise ValueError("stop '' must be a text: an empty one would stop everything at once")
 
 
 class GenerationKeywords(TypedDict, total=False):

@@ -45,7 +45,7 @@ def complete(
 
 
 @overload
-def generate(
+def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
     model: LanguageModel | Decoder, tokenizer: Tokenizer, prompt: str, **options: Unpack[GenerationKeywords]
 ) -> str: ...
 @overload

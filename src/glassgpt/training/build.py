@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from glassgpt.config import GPTConfig
-from glassgpt.language_model import LanguageModel, seeded
+from glassgpt.language_model import seeded
 from glassgpt.model import GPTModel
 from glassgpt.training.objective import NextTokenLoss
 from glassgpt.training.optimizer import build_optimizers
@@ -22,7 +22,7 @@ class Trainee:
     measured, sampled from and saved.
     """
 
-    model: LanguageModel
+    model: GPTModel
     objective: NextTokenLoss
     optimizers: list[torch.optim.Optimizer]
 
@@ -32,7 +32,7 @@ def build(config: GPTConfig, settings: Settings, device: torch.device) -> Traine
     return ready(initial_model(config, settings.seed).to(device), settings)
 
 
-def ready(model: LanguageModel, settings: Settings) -> Trainee:
+def ready(model: GPTModel, settings: Settings) -> Trainee:
     """A model with weights, from wherever they are, in `train` mode and with new optimizers."""
     return Trainee(model.train(), NextTokenLoss(model), build_optimizers(model, settings))
 

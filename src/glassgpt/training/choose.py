@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from glassgpt.config import GPTConfig, preset
 from glassgpt.data.corpus import Document
-from glassgpt.options import check
-from glassgpt.options import Rule
+from glassgpt.options import Rule, check
 from glassgpt.tokenizer import Tokenizer
 
 TOKENIZERS = ("bpe", "gpt2", "char", "byte")

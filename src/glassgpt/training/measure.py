@@ -46,14 +46,12 @@ def measure_speed(prepared: Prepared, settings: Settings, device: torch.device, 
             take_step(trainee.objective, trainee.optimizers, loader.batch(step), step, settings.resolved(1000), dtype)
             times.append(time.perf_counter() - start)
         start = time.perf_counter()
-        evaluate_loss(
-            trainee.objective, prepared.validation.tokens, settings.rows_at_once, settings.batch_size, dtype
-        )
+        evaluate_loss(trainee.objective, prepared.validation.tokens, settings.rows_at_once, settings.batch_size, dtype)
         return Speed(statistics.median(times[1:]), time.perf_counter() - start)
 
 
 def settings_for(seconds: float, speed: Speed, settings: Settings, n_parameters: int) -> tuple[Settings, str]:
-    """`settings` with the steps that fit into `seconds`, evaluations and checkpoints included, and a line that says so."""
+    """`settings` with the steps that fit into `seconds`, evaluations and checkpoints included, and a line on them."""
     saving = _SAVING_SECONDS + 16 * n_parameters / _SAVING_RATE  # weights, and two or three numbers for each of them
     batches = settings.eval_batches
     if batches is None:

@@ -13,7 +13,6 @@ from glassgpt.device import has_bfloat16_products
 from glassgpt.language_model import LanguageModel
 from glassgpt.training.settings import Settings
 
-
 _MAX_STACK = 2**24  # numbers in one batched product, of which Newton-Schulz holds about five: 320 MB in float32
 
 

@@ -177,7 +177,9 @@ def reopen(out: Path, request: Request) -> tuple[Prepared, int | None]:
     for part in (train, validation):
         part.verify()
     if torch_version not in (None, torch.__version__):
-        _log.warning("%s was begun with PyTorch %s: with %s the last bits may differ", out, torch_version, torch.__version__)
+        _log.warning(
+            "%s was begun with PyTorch %s: with %s the last bits may differ", out, torch_version, torch.__version__
+        )
     if changed:  # the next resume needs no reminder
         write_text(out / RUN_FILE, json.dumps(record | {"settings": settings.to_dict()}, indent=2) + "\n")
     return Prepared(config, settings, tokenizer, train, validation, baselines, choices), threads

@@ -1,4 +1,4 @@
-"""What a training run can be told: the fields are the keywords of `train`, the command line's options and their help."""
+"""What a training run can be told: the fields are `train`'s keywords, the command line's options and their help."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ DEFAULT_EVAL_BATCHES = 20
 class Settings(Options):
     """How to train. `ValueError` for values that cannot work."""
 
+    noun = "setting"
+
     steps: int | None = option(
         None, "optimizer steps in all", unit="steps", at_least=1, derived="what the minutes allow"
     )
@@ -24,7 +26,9 @@ class Settings(Options):
         None, "rows computed at once; their gradients are accumulated", unit="rows", at_least=1, derived="all"
     )
     optimizer: str = option(
-        "muon", "muon: Muon for the matrices in the blocks, AdamW for the rest; adamw: AdamW for all", choices=OPTIMIZERS
+        "muon",
+        "muon: Muon for the matrices in the blocks, AdamW for the rest; adamw: AdamW for all",
+        choices=OPTIMIZERS,
     )
     learning_rate: float = option(4e-3, "peak learning rate of AdamW", unit="rate", above=0)
     muon_learning_rate: float = option(0.02, "peak learning rate of Muon", unit="rate", above=0)
@@ -37,7 +41,11 @@ class Settings(Options):
         derived="1/20 of all, at most 100",
     )
     final_rate: float = option(
-        0.05, "part of its peak to which the learning rate falls along a half cosine", unit="part", at_least=0, at_most=1
+        0.05,
+        "part of its peak to which the learning rate falls along a half cosine",
+        unit="part",
+        at_least=0,
+        at_most=1,
     )
     grad_clip: float = option(1.0, "maximum gradient norm; 0 disables clipping", unit="norm", at_least=0)
     dtype: str = option("auto", "number type of matrix products; weights are float32 always", choices=DTYPE_NAMES)

@@ -21,7 +21,6 @@ from torch import Tensor
 from glassgpt.checkpoint import load_model, save_model, write_tensors
 from glassgpt.files import replacing
 from glassgpt.json_file import read_json
-from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.build import Trainee, ready
 from glassgpt.training.records import RunState
@@ -83,7 +82,6 @@ def newest_checkpoint(run: Path) -> tuple[Path, RunState]:
 def restore(path: Path, settings: Settings, device: torch.device) -> Trainee:
     """Model and optimizers as they were when the checkpoint was saved."""
     model, _ = load_model(path, device=device)
-    assert isinstance(model, GPTModel)
     trainee = ready(model, settings)
     parameters = dict(model.named_parameters())
     owner = {p: o for o in trainee.optimizers for group in o.param_groups for p in group["params"]}

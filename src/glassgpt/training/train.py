@@ -85,9 +85,7 @@ def train(
         return _run(prepared, trainee, state, out, progress)
 
 
-def _begin(
-    out: Path, request: Request, device: torch.device, progress: Progress
-) -> tuple[Prepared, Trainee, RunState]:
+def _begin(out: Path, request: Request, device: torch.device, progress: Progress) -> tuple[Prepared, Trainee, RunState]:
     """A new run, up to its first checkpoint: only then does it take its place in `out`."""
     try:
         prepared = prepare(request, out, out / NEXT, device, progress)
@@ -118,7 +116,7 @@ def _reopen(
     trainee = restore(path, prepared.settings, device)
     if state.best_step == state.step:  # a kill may have come between saving and publishing
         publish(path, out)
-    RunWriter(out, prepared, progress).begin(state.step)
+    RunWriter(out, prepared, progress).rewind(state.step)
     progress.message(f"resuming {out} at step {state.step:,}")
     progress.start(prepared, state.step)
     return prepared, trainee, state

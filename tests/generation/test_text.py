@@ -1,21 +1,26 @@
 import itertools
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from glassgpt import GPTModel, Tokenizer, complete, generate, stream
-from glassgpt.generation import Completion
-from glassgpt.generation.decoder import CachedDecoder, NaiveDecoder
-from glassgpt.generation.generate import Row
-from glassgpt.generation.sampling import Sampling
+from glassgpt.generation import Completion, Generation
+from glassgpt.generation.decoder import Scores
+from glassgpt.generation.options import GenerationKeywords
+from glassgpt.generation.row import Row
+from glassgpt.generation.torch_decoder import CachedDecoder, NaiveDecoder
 from glassgpt.model import generate_text_simple
+from glassgpt.options import Options
 from glassgpt.tokenizer import StreamDecoder
+from glassgpt.training.settings import Settings, SettingsKeywords
 
 Make = Callable[..., GPTModel]
 EOT = 256  # of the byte tokenizer
@@ -35,17 +40,19 @@ def model(tiny_model: Make) -> GPTModel:
 
 
 class Scripted:
-    """A decoder that makes greedy rows write what a script says, token by token."""
+    """A decoder without a model that makes greedy rows write what a script says, token by token."""
+
+    vocab_size, context_length = 300, 100
 
     def __init__(self, *scripts: Sequence[int]) -> None:
         self._left = [iter(script) for script in scripts]
         self.dropped: list[int] = []
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def add(self, prompts: Sequence[Sequence[int]]) -> Scores:
         assert len(prompts) == len(self._left)
         return self._next()
 
-    def step(self, tokens: Sequence[int]) -> Tensor:
+    def step(self, tokens: Sequence[int]) -> Scores:
         assert len(tokens) == len(self._left)
         return self._next()
 
@@ -54,17 +61,15 @@ class Scripted:
         self._left[row] = self._left[-1]
         self._left.pop()
 
-    def _next(self) -> Tensor:
-        return torch.stack([torch.eye(300)[next(script)] for script in self._left])
+    def _next(self) -> Scores:
+        return np.stack([np.eye(300, dtype=np.float32)[next(script)] for script in self._left])
 
 
-def written(
-    model: GPTModel, tokenizer: Tokenizer, script: Sequence[int], **options: Any
-) -> tuple[Completion, list[str]]:
+def written(tokenizer: Tokenizer, script: Sequence[int], **options: Any) -> tuple[Completion, list[str]]:
     """What a row becomes that writes `script`, and the same as it is streamed."""
     options = {"temperature": 0, "max_new_tokens": len(script), "overflow": "slide"} | options
-    (result,) = complete(model, tokenizer, ["p"], decoder=Scripted(script), **options)
-    pieces = list(stream(model, tokenizer, "p", decoder=Scripted(script), **options))
+    (result,) = complete(Scripted(script), tokenizer, ["p"], **options)
+    pieces = list(stream(Scripted(script), tokenizer, "p", **options))
     return result, pieces
 
 
@@ -79,7 +84,7 @@ def test_cached_is_naive_batched_is_alone_streamed_is_whole(
     model = tiny_model(vocab_size=260, context_length=CONTEXT, **changes)
     options = {**options, "max_new_tokens": 40, "overflow": "slide"}  # past the context, for every prompt
     batch = complete(model, tiny_tokenizer, PROMPTS, **options)
-    assert batch == complete(model, tiny_tokenizer, PROMPTS, decoder=NaiveDecoder(model), **options)
+    assert batch == complete(NaiveDecoder(model), tiny_tokenizer, PROMPTS, **options)
     for prompt, row in zip(PROMPTS, batch, strict=True):
         assert complete(model, tiny_tokenizer, [prompt], **options) == [row]
         assert "".join(stream(model, tiny_tokenizer, prompt, **options)) == row.text
@@ -107,14 +112,15 @@ def test_a_rows_text_depends_on_its_prompt_and_seed_alone(
     seeds = data.draw(st.lists(st.integers(0, 2**63 - 1), min_size=len(prompts), max_size=len(prompts)))
     order = data.draw(st.permutations(range(len(prompts))))
     options = {"max_new_tokens": 10, "overflow": "slide", "temperature": 1.5}
-    rows = complete(model, tiny_tokenizer, prompts, seed=seeds, **options)
-    shuffled = complete(model, tiny_tokenizer, [prompts[i] for i in order], seed=[seeds[i] for i in order], **options)
+    rows = complete(model, tiny_tokenizer, prompts, seeds=seeds, **options)
+    shuffled = complete(model, tiny_tokenizer, [prompts[i] for i in order], seeds=[seeds[i] for i in order], **options)
     assert [rows[i] for i in order] == shuffled
 
 
 def test_seeds(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
     def texts(seed: Any) -> list[str]:
-        return [row.text for row in complete(model, tiny_tokenizer, ["a"] * 3, max_new_tokens=12, seed=seed)]
+        seeds = {"seeds": seed} if isinstance(seed, list) else {"seed": seed}
+        return [row.text for row in complete(model, tiny_tokenizer, ["a"] * 3, max_new_tokens=12, **seeds)]
 
     assert len(set(texts(1))) == 1  # the same prompt and seed
     assert len(set(texts([1, 2, 3]))) == 3
@@ -142,9 +148,9 @@ def test_prompts_may_be_ids_and_may_be_empty(model: GPTModel, tiny_tokenizer: To
 
 
 def test_ids_the_tokenizer_does_not_have_are_never_drawn(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
-    favoured = torch.zeros(260)
+    favoured = np.zeros(260, dtype=np.float32)
     favoured[257:] = 50.0
-    row = Row([1], tiny_tokenizer, max_new_tokens=5, sampling=Sampling(temperature=2.0), seed=0)
+    row = Row([1], tiny_tokenizer, Generation(max_new_tokens=5, temperature=2.0, seed=0))
     assert max(row.choose(favoured) for _ in range(2000)) <= EOT
     # and a prompt that holds one does not break the penalty
     complete(model, tiny_tokenizer, [[259, 1]], max_new_tokens=3, repetition_penalty=1.3, seed=0)
@@ -156,9 +162,7 @@ def test_ids_the_tokenizer_does_not_have_are_never_drawn(model: GPTModel, tiny_t
 def test_each_row_ends_at_its_own_end_of_text(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
     scripts = [[*b"abc", EOT], [*b"defghij"], [EOT], [*b"kl", EOT]]
     decoder = Scripted(*scripts)
-    rows = complete(
-        model, tiny_tokenizer, ["p"] * 4, decoder=decoder, temperature=0, max_new_tokens=7, overflow="slide"
-    )
+    rows = complete(decoder, tiny_tokenizer, ["p"] * 4, temperature=0, max_new_tokens=7, overflow="slide")
     assert [row.text for row in rows] == ["abc", "defghij", "", "kl"]
     assert [row.ids for row in rows] == [[*b"abc"], [*b"defghij"], [], [*b"kl"]]
     assert [row.finish_reason for row in rows] == ["end_of_text", "length", "end_of_text", "end_of_text"]
@@ -177,13 +181,13 @@ def test_an_early_end_changes_nothing_for_the_others(model: GPTModel, tiny_token
 
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_max_new_tokens_is_exact(model: GPTModel, tiny_tokenizer: Tokenizer, n: int) -> None:
-    result, _ = written(model, tiny_tokenizer, [*b"abcdefgh"][:n])
+    result, _ = written(tiny_tokenizer, [*b"abcdefgh"][:n])
     assert (len(result.ids), result.text, result.finish_reason) == (n, "abcdefgh"[:n], "length")
 
 
 def test_an_end_inside_a_character(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
     for script, reason in (([*"a😀".encode()[:-1]], "length"), ([*"a😀".encode()[:-1], EOT], "end_of_text")):
-        result, pieces = written(model, tiny_tokenizer, script)
+        result, pieces = written(tiny_tokenizer, script)
         assert (result.text, result.finish_reason) == ("a\ufffd", reason)
         assert pieces == ["a", "\ufffd"]
 
@@ -223,7 +227,7 @@ def test_no_part_of_a_stop_string_leaks(
     tokenizer, ids = writers[kind]
     script = data.draw(st.lists(st.sampled_from(ids), min_size=1, max_size=25), "script")
     stops = data.draw(st.lists(st.text("abé\ufffd ", min_size=1, max_size=5), max_size=3), "stops")
-    result, pieces = written(model, tokenizer, script, stop=stops)
+    result, pieces = written(tokenizer, script, stop=stops)
     assert "".join(pieces) == result.text == stopped(tokenizer, script, stops)
     assert not any(stop in result.text for stop in stops)
     assert (result.finish_reason == "stop") == (result.text != tokenizer.decode(script))
@@ -231,24 +235,24 @@ def test_no_part_of_a_stop_string_leaks(
 
 
 def test_a_stop_string_across_tokens_is_held_back_and_released(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
-    _, pieces = written(model, tiny_tokenizer, [*b"xENyENDz"], stop="END")
+    _, pieces = written(tiny_tokenizer, [*b"xENyENDz"], stop="END")
     assert pieces == ["x", "ENy"]
-    result, pieces = written(model, tiny_tokenizer, [*b"xEN"], stop=["END", "N!"])
+    result, pieces = written(tiny_tokenizer, [*b"xEN"], stop=["END", "N!"])
     assert pieces == ["x", "EN"]  # the row is over: what might have become a stop string did not
     assert result.finish_reason == "length"
-    result, pieces = written(model, tiny_tokenizer, [*b"END"], stop=["END"])
+    result, pieces = written(tiny_tokenizer, [*b"END"], stop=["END"])
     assert (result.text, result.finish_reason, pieces) == ("", "stop", [])
 
 
 def test_stop_is_a_text_or_several(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
     for stop in ("cd", ["cd"], ("zz", "cd", "d")):
-        assert written(model, tiny_tokenizer, [*b"abcdef"], stop=stop)[0].text == "ab"
-    assert written(model, tiny_tokenizer, [*b"abcdef"], stop=())[0].text == "abcdef"
+        assert written(tiny_tokenizer, [*b"abcdef"], stop=stop)[0].text == "ab"
+    assert written(tiny_tokenizer, [*b"abcdef"], stop=())[0].text == "abcdef"
 
 
 def test_a_stop_string_in_the_prompt_is_no_stop(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
-    options: dict[str, Any] = {"decoder": Scripted([*b"ab"]), "temperature": 0, "max_new_tokens": 2}
-    assert generate(model, tiny_tokenizer, "STOP", stop=["STOP", "Pa"], **options) == "ab"
+    options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 2}
+    assert generate(Scripted([*b"ab"]), tiny_tokenizer, "STOP", stop=["STOP", "Pa"], **options) == "ab"
 
 
 # ---- past the context ----------------------------------------
@@ -266,7 +270,7 @@ def test_error_raises_before_any_computation(
     model: GPTModel, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, n_prompt: int, n_new: int
 ) -> None:
     exploding(model, monkeypatch)
-    error = f"^a prompt of {n_prompt} tokens and {n_new} new ones pass the context length of {CONTEXT}: ask"
+    error = f"^a prompt of {n_prompt} tokens and {n_new} new ones exceed the context length of {CONTEXT}: ask"
     for call in (
         lambda: complete(model, tiny_tokenizer, ["a", "x" * n_prompt], max_new_tokens=n_new),
         lambda: generate(model, tiny_tokenizer, "x" * n_prompt, max_new_tokens=n_new),
@@ -304,17 +308,20 @@ def test_slide_reads_the_last_tokens_that_fit(tiny_model: Make, tiny_tokenizer: 
     [
         (
             {"top_pp": 0.9},
-            "unknown option 'top_pp': sampling options are repetition_penalty, temperature, top_k",
+            r"unknown option 'top_pp': did you mean 'top_p'\?$",
         ),
-        ({"max_length": 3, "beams": 2}, "unknown option 'beams'"),
-        ({"overflow": "wrap"}, "overflow 'wrap' is unknown: use one of error, slide"),
-        ({"overflow": None}, "overflow None is unknown"),
-        ({"max_new_tokens": 0}, "max_new_tokens 0 must be a whole number from 1 up"),
+        ({"beams": 2}, "unknown option 'beams': known are repetition_penalty, temperature, top_k"),
+        ({"max_tokens": 2}, r"unknown option 'max_tokens': did you mean 'max_new_tokens'\?"),
+        ({"overflow": "wrap"}, "overflow 'wrap' must be one of error, slide$"),
+        ({"overflow": None}, "overflow None must be one of"),
+        ({"max_new_tokens": 0}, "max_new_tokens 0 must be a whole number, at least 1$"),
         ({"max_new_tokens": -1}, "max_new_tokens -1 must be"),
         ({"max_new_tokens": 2.5}, "max_new_tokens 2.5 must be"),
         ({"max_new_tokens": True}, "max_new_tokens True must be"),
-        ({"stop": ""}, "a stop string is empty"),
-        ({"stop": ["a", ""]}, "a stop string is empty"),
+        ({"stop": ""}, "stop '' must be a text"),
+        ({"stop": ["a", ""]}, "stop '' must be a text"),
+        ({"stop": ["a", 3]}, "stop 3 must be a text"),
+        ({"stop": 3}, "stop 3 must be a text"),
         ({"temperature": -1}, "temperature -1 must be"),
         ({"top_k": 0}, "top_k 0 must be"),
         ({"top_p": 2}, "top_p 2 must be"),
@@ -347,8 +354,8 @@ def test_bad_prompts(model: GPTModel, tiny_tokenizer: Tokenizer, monkeypatch: py
         complete(model, tiny_tokenizer, ["a", [-1]], max_new_tokens=1)
     with pytest.raises(ValueError, match="^prompts is one text: give a list of them$"):
         complete(model, tiny_tokenizer, "abc", max_new_tokens=1)
-    with pytest.raises(ValueError, match="^2 seeds for 1 prompts: give one for all or one for each$"):
-        complete(model, tiny_tokenizer, ["a"], seed=[1, 2], max_new_tokens=1)
+    with pytest.raises(ValueError, match="^2 seeds for 1 prompts: give one for each$"):
+        complete(model, tiny_tokenizer, ["a"], seeds=[1, 2], max_new_tokens=1)
     monkeypatch.setattr(Tokenizer, "eot_id", None)
     with pytest.raises(ValueError, match="^the prompt is empty: give at least one token$"):
         complete(model, tiny_tokenizer, [""], max_new_tokens=1)
@@ -361,6 +368,34 @@ def test_broken_weights_are_an_error_not_a_text(tiny_model: Make, tiny_tokenizer
     for options in ({}, {"temperature": 0}):
         with pytest.raises(ValueError, match="the model's scores are not finite"):
             generate(model, tiny_tokenizer, "a", max_new_tokens=2, **options)
+
+
+@pytest.mark.parametrize(("options", "keywords"), [(Generation, GenerationKeywords), (Settings, SettingsKeywords)])
+def test_the_keywords_for_type_checkers_are_the_fields(options: type[Options], keywords: Any) -> None:
+    hints = get_type_hints(keywords)
+    assert list(hints) == list(options.rules())
+    for name, (kind, _) in options.rules().items():
+        assert hints[name] == (str | Sequence[str] if name == "stop" else kind)
+
+
+def test_text_from_a_decoder_needs_no_torch() -> None:
+    code = "import sys, glassgpt.generation; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_streams_side_by_side_leave_each_other_and_training_alone(tiny_model: Make, tiny_tokenizer: Tokenizer) -> None:
+    """Two streams on one model in training mode: dropout stays off in both to the end, and on between their tokens."""
+    model = tiny_model(vocab_size=257, drop_rate=0.5, context_length=CONTEXT)
+    options: dict[str, Any] = {"temperature": 0, "ignore_eot": True}
+    wanted = generate(model, tiny_tokenizer, "abc", max_new_tokens=20, **options)
+    model.train()
+    long = stream(model, tiny_tokenizer, "abc", max_new_tokens=20, **options)
+    short = stream(model, tiny_tokenizer, "xy", max_new_tokens=4, **options)
+    pieces = [next(long)]
+    assert modes(model) == [True] * len(modes(model))
+    list(short)
+    assert "".join([*pieces, *long]) == wanted
+    assert modes(model) == [True] * len(modes(model))
 
 
 # ---- the model is left as it was ----------------------------------------
@@ -406,7 +441,8 @@ def test_training_mode_is_off_while_writing_and_back_afterwards(
 def test_weights_and_gradients_are_untouched(tiny_model: Make, tiny_tokenizer: Tokenizer) -> None:
     model = tiny_model(vocab_size=257)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    generate(model, tiny_tokenizer, "abc", max_new_tokens=5, decoder=CachedDecoder(model))
+    generate(model, tiny_tokenizer, "abc", max_new_tokens=5)
+    generate(CachedDecoder(model), tiny_tokenizer, "abc", max_new_tokens=5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
     assert not any(parameter.is_inference() for parameter in model.parameters())
