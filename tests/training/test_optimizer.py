@@ -1,10 +1,11 @@
-"""Roles, Muon's update, and that every parameter has exactly one optimizer."""
+"""Muon's update, and that every parameter has exactly one optimizer."""
 
 import pytest
 import torch
 
 from glassgpt import GPTConfig, GPTModel
-from glassgpt.training.optimizer import Muon, build_optimizers, orthogonalise, parameter_roles
+from glassgpt.training import optimizer as module
+from glassgpt.training.optimizer import Muon, build_optimizers, orthogonalise
 from glassgpt.training.settings import Settings
 
 
@@ -12,16 +13,6 @@ def model(**changes: object) -> GPTModel:
     torch.manual_seed(0)
     sizes = dict(vocab_size=16, context_length=16, emb_dim=16, n_heads=2, n_layers=2, qkv_bias=True)
     return GPTModel(GPTConfig(**{**sizes, **changes}))
-
-
-def test_roles_follow_use_not_shape() -> None:
-    roles = parameter_roles(model())  # vocabulary, context and width are equal: shapes tell nothing
-    assert roles["tok_emb.weight"] == roles["pos_emb.weight"] == "embedding"
-    assert roles["out_head.weight"] == "head"
-    assert roles["trf_blocks.1.att.W_key.weight"] == roles["trf_blocks.0.ff.layers.2.weight"] == "hidden"
-    assert roles["trf_blocks.0.att.W_query.bias"] == roles["final_norm.scale"] == "vector"
-    assert sum(role == "hidden" for role in roles.values()) == 2 * 6
-    assert "out_head.weight" not in parameter_roles(model(tie_embeddings=True))
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
@@ -72,6 +63,40 @@ def test_muon_equals_one_matrix_at_a_time() -> None:
         torch.testing.assert_close(p.detach(), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_muon_refuses_what_is_no_matrix() -> None:
-    with pytest.raises(ValueError, match="for matrices"):
+def test_muon_refuses_what_is_not_a_matrix() -> None:
+    with pytest.raises(ValueError, match=r"^Muon takes matrices only, got shape \(3,\)"):
         Muon([torch.nn.Parameter(torch.zeros(3))])
+
+
+def test_muons_memory_is_bounded_by_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many matrices share a shape, few are in one product, and each update is the same."""
+    sizes = []
+
+    def recording(matrices: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(matrices))
+        return orthogonalise(matrices)
+
+    updated = []
+    monkeypatch.setattr(module, "orthogonalise", recording)
+    for limit in (2**24, 2 * 32 + 1, 1):
+        monkeypatch.setattr(module, "_MAX_STACK", limit)
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(4, 8)) for _ in range(5)]
+        for p in params:
+            p.grad = torch.randn_like(p)
+        Muon(params).step()
+        updated.append(torch.stack([p.detach() for p in params]))
+    assert sizes == [5, 2, 2, 1, 1, 1, 1, 1, 1]
+    for other in updated[1:]:
+        torch.testing.assert_close(other, updated[0], rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_parameters_have_no_optimizer() -> None:
+    net = model()
+    roles = net.parameter_roles()
+    for name, p in net.named_parameters():
+        p.requires_grad_(roles[name] in ("hidden", "residual"))
+    (muon,) = build_optimizers(net, Settings())
+    assert isinstance(muon, Muon)
+    with pytest.raises(ValueError, match="all are frozen"):
+        build_optimizers(net.requires_grad_(False), Settings())

@@ -1,22 +1,26 @@
-"""The whole of training: what it writes, that it goes on bit for bit, that it refuses what cannot work."""
+"""The whole of training: what it writes, that it resumes bit for bit, that it refuses what cannot work."""
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from glassgpt.training.run_files import read_log
 
-from glassgpt import GPTConfig, load_model, train
-from glassgpt.training.prepare import RUN_FILE
+from glassgpt import GPTConfig, Tokenizer, load_model, train
+from glassgpt.training import build
+from glassgpt.training.log import read_log
 from glassgpt.training.progress import Progress
+from glassgpt.training.records import TrainingFailedError, TrainResult
+from glassgpt.training.run_directory import RUN_FILE
 from glassgpt.training.state import checkpoints, newest_checkpoint
-from glassgpt.training.train import TrainingFailedError
 
 CONFIG = GPTConfig(vocab_size=300, context_length=16, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.2)
 SETTINGS = dict(steps=20, batch_size=4, eval_every=5, eval_batches=2, sample_tokens=0, dtype="float32")
@@ -30,8 +34,8 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def run(text: Path, out: Path, **options: object) -> object:
-    return train([text], out, **{**dict(model=CONFIG, tokenizer="byte"), **SETTINGS, **options})
+def run(text: Path, out: Path, **options: Any) -> TrainResult:
+    return train([text], out, **{**dict(shape=CONFIG, tokenizer="byte"), **SETTINGS, **options})
 
 
 class StopAt(Progress):
@@ -67,7 +71,7 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("micro", [None, 2])
-def test_a_broken_run_goes_on_bit_for_bit(tmp_path: Path, text: Path, optimizer: str, micro: int | None) -> None:
+def test_a_broken_run_resumes_bit_for_bit(tmp_path: Path, text: Path, optimizer: str, micro: int | None) -> None:
     options = dict(optimizer=optimizer, micro_batch_size=micro)
     run(text, tmp_path / "whole", **options)
     broken = tmp_path / "broken"
@@ -96,7 +100,7 @@ def test_the_resumed_steps_cross_an_epoch(tmp_path: Path, text: Path) -> None:
 @pytest.mark.slow
 def test_kill_9_and_resume_by_the_command_line(tmp_path: Path, text: Path) -> None:
     command = [sys.executable, "-m", "glassgpt", "train"]
-    options = [str(text), "--model", "nano", "--tokenizer", "byte", "--steps", "60", "--eval-every", "10"]
+    options = [str(text), "--shape", "nano", "--tokenizer", "byte", "--steps", "60", "--eval-every", "10"]
     options += ["--eval-batches", "2", "--sample-tokens", "0", "--seed", "5", "--dtype", "float32", "--threads", "1"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, *options, "--out", str(whole)], check=True, capture_output=True)
@@ -115,7 +119,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, text: Path, how: sig
     out = tmp_path / "run"
     options = [
         str(text),
-        "--model",
+        "--shape",
         "nano",
         "--tokenizer",
         "byte",
@@ -132,7 +136,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, text: Path, how: sig
     assert process.returncode == 1
     assert f"go on with: glassgpt train --resume --out {out}" in printed
     _, state = newest_checkpoint(out)
-    assert state["step"] == len([r for r in read_log(out) if r["kind"] == "step"]) > 0
+    assert state.step == len([r for r in read_log(out) if r["kind"] == "step"]) > 0
 
 
 def wait_for(ready: object, seconds: float = 60) -> None:
@@ -145,7 +149,7 @@ def wait_for(ready: object, seconds: float = 60) -> None:
 def test_what_a_run_leaves_behind(tmp_path: Path, text: Path) -> None:
     out = tmp_path / "run"
     result = run(text, out)
-    names = {p.name for p in out.iterdir()}
+    names = {p.name for p in out.iterdir()} - {".glassgpt-lock"}
     assert names == {
         *(
             "config.json",
@@ -200,14 +204,16 @@ def test_random_tokens_teach_nothing(tmp_path: Path) -> None:
     result = train(
         [path],
         tmp_path / "run",
-        model=CONFIG,
+        shape=CONFIG,
         tokenizer="char",
         **{**SETTINGS, "steps": 200, "eval_batches": 200},
     )
     assert result.best_val_loss > 0.99 * torch.tensor(8.0).log().item()
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path, text: Path) -> None:
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    tmp_path: Path, text: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out = tmp_path / "run"
     run(text, tmp_path / "whole")
     run(text, out)
@@ -216,9 +222,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path, text: Path) 
     data[len(data) // 2] ^= 1
     damaged.unlink()  # it is linked to the published model: that one stays as it is
     damaged.write_bytes(data)
-    with pytest.warns(UserWarning, match=r"step-00000020 .*damaged"):
-        result = train(out=out, resume=True)
-    assert result.finished
+    assert train(out=out, resume=True).finished
+    assert "checkpoint step-00000020 (model.safetensors) is damaged: resuming from an older one" in caplog.text
     assert_same_run(tmp_path / "whole", out)
 
 
@@ -251,29 +256,22 @@ def test_resume_refuses_what_the_run_was_not(tmp_path: Path, text: Path) -> None
     run(text, out)
     with pytest.raises(ValueError, match=r"learning_rate was 0.004, now 0.1"):
         train(out=out, resume=True, learning_rate=0.1)
-    with pytest.raises(ValueError, match="shape was another"):
-        train(out=out, resume=True, model="nano")
+    with pytest.raises(ValueError, match=r"context_length was 16, now 64; emb_dim was 16, now 64"):
+        train(out=out, resume=True, shape="nano")
+    with pytest.raises(ValueError, match=r"eval_batches was 2, now 3"):  # losses would not be comparable
+        train(out=out, resume=True, eval_batches=3)
+    with pytest.raises(ValueError, match="minutes are turned into steps"):
+        train(out=out, resume=True, minutes=3)
     with pytest.raises(ValueError, match="text was"):
         train(["other.txt"], out, resume=True)
-    with pytest.raises(FileNotFoundError, match=r"run\.json is missing"):
+    with pytest.raises(FileNotFoundError, match="holds no run to resume: there is no such directory"):
         train(out=tmp_path / "nothing", resume=True)
-    assert train(out=out, resume=True, steps=25).steps == 25  # longer is welcome
-
-
-def test_a_run_is_never_written_over_unasked(tmp_path: Path, text: Path) -> None:
-    out = tmp_path / "run"
-    run(text, out)
-    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    with pytest.raises(ValueError, match="already holds a run"):
-        run(text, out)
-    strange = tmp_path / "home"
-    strange.mkdir()
-    (strange / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match=r"thesis\.tex"):
-        run(text, strange, overwrite=True)
-    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
-    assert [p.name for p in strange.iterdir()] == ["thesis.tex"]
-    assert run(text, out, overwrite=True, steps=5).steps == 5
+    assert not (tmp_path / "nothing").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"run\.json is missing"):
+        train(out=tmp_path / "empty", resume=True)
+    # longer is welcome, and so is asking again for what was picked
+    assert train(out=out, resume=True, steps=25, dtype="auto").steps == 25
 
 
 def test_numbers_that_break_are_skipped_then_given_up(tmp_path: Path, text: Path, monkeypatch: object) -> None:
@@ -281,9 +279,9 @@ def test_numbers_that_break_are_skipped_then_given_up(tmp_path: Path, text: Path
 
     real, seen = step.accumulate_gradients, []
 
-    def breaking(model: torch.nn.Module, *rest: object) -> float:
-        seen.append({k: v.clone() for k, v in model.state_dict().items()})
-        loss = real(model, *rest)
+    def breaking(objective: torch.nn.Module, *rest: object) -> float:
+        seen.append({k: v.clone() for k, v in objective.state_dict().items()})
+        loss = real(objective, *rest)
         return float("nan") if len(seen) in broken else loss
 
     monkeypatch.setattr(step, "accumulate_gradients", breaking)
@@ -295,7 +293,7 @@ def test_numbers_that_break_are_skipped_then_given_up(tmp_path: Path, text: Path
     broken = set(range(8, 100))
     with pytest.raises(TrainingFailedError, match="lower the learning rate"):
         run(text, tmp_path / "all")
-    assert newest_checkpoint(tmp_path / "all")[1]["step"] == 15
+    assert newest_checkpoint(tmp_path / "all")[1].step == 15
 
 
 @pytest.mark.parametrize(
@@ -304,12 +302,12 @@ def test_numbers_that_break_are_skipped_then_given_up(tmp_path: Path, text: Path
         (dict(steps=0), "steps 0"),
         (dict(batch_size=-1), "batch_size -1"),
         (dict(micro_batch_size=3), "does not divide"),
-        (dict(optimizer="sgd"), "muon or adamw"),
+        (dict(optimizer="sgd"), "one of muon, adamw"),
         (dict(learning_rate=0.0), "learning_rate 0.0"),
         (dict(final_rate=2.0), "final_rate 2.0"),
         (dict(dtype="int8"), "int8"),
         (dict(device="tpu"), "tpu"),
-        (dict(model="huge"), "gpt2-xl"),
+        (dict(shape="huge"), "gpt2-xl"),
         (dict(tokenizer="words"), "bpe"),
         (dict(minutes=-1.0, steps=None), "minutes -1.0"),
         (dict(speed=1), "unknown setting 'speed'"),
@@ -318,15 +316,16 @@ def test_numbers_that_break_are_skipped_then_given_up(tmp_path: Path, text: Path
 def test_bad_settings_are_named_and_touch_nothing(tmp_path: Path, text: Path, options: dict, says: str) -> None:
     given = {k: v for k, v in {**SETTINGS, **options}.items() if v is not None}
     with pytest.raises(ValueError, match=says):
-        train([text], tmp_path / "run", **{**dict(model=CONFIG, tokenizer="byte"), **given})
-    assert not (tmp_path / "run" / RUN_FILE).exists()
+        train([text], tmp_path / "run", **{**dict(shape=CONFIG, tokenizer="byte"), **given})
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_text_shorter_than_a_block_says_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("only a few words")
     with pytest.raises(ValueError, match="context length"):
-        train([path], tmp_path / "run", model=CONFIG, tokenizer="byte", **SETTINGS)
+        train([path], tmp_path / "deep" / "run", shape=CONFIG, tokenizer="byte", **SETTINGS)
+    assert [p.name for p in tmp_path.iterdir()] == ["short.txt"]  # nor the directories on the way
 
 
 def test_sizes_are_picked_and_said(tmp_path: Path, text: Path) -> None:
@@ -342,3 +341,122 @@ def test_sizes_are_picked_and_said(tmp_path: Path, text: Path) -> None:
     assert "shape: nano" in together
     assert "tokenizer: BPE" in together
     assert "parameters" in together
+
+
+# ---- what a resume needs to be exact ----------------------------------------
+
+
+def test_micro_batches_bound_the_rows_of_an_evaluation_too(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = []
+
+    def watched(*arguments: Any) -> Any:
+        model = real(*arguments)
+        model.tok_emb.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+        return model
+
+    real = build.initial_model
+    monkeypatch.setattr(build, "initial_model", watched)
+    run(text, tmp_path / "run", micro_batch_size=2)
+    assert set(rows) == {2}
+
+
+def test_the_number_of_threads_is_part_of_a_run(tmp_path: Path, text: Path, caplog: pytest.LogCaptureFixture) -> None:
+    used: list[int] = []
+
+    class Watch(StopAt):
+        def step(self, record: dict) -> None:
+            used.append(torch.get_num_threads())
+            super().step(record)
+
+    before, out = torch.get_num_threads(), tmp_path / "run"
+    with pytest.raises(RuntimeError, match="plug"):
+        run(text, out, threads=2, progress=Watch(7))
+    assert set(used) == {2}
+    assert torch.get_num_threads() == before  # as it was found
+    used.clear()
+    with pytest.raises(RuntimeError, match="plug"):
+        train(out=out, resume=True, progress=Watch(8))
+    assert set(used) == {2}
+    assert caplog.text == "" or "more than the cores here" in caplog.text
+    train(out=out, resume=True, threads=1)
+    assert "this run began with 2 threads: with 1 the last bits differ" in caplog.text
+
+
+def test_changed_tokens_are_not_resumed(tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "run"
+    run(text, out)
+    tokens = np.load(out / "data" / "train.npy", mmap_mode="r+")
+    tokens[100:200] = 5
+    tokens.flush()
+    del tokens
+    with pytest.raises(ValueError, match=r"train\.npy"):
+        train(out=out, resume=True, steps=25)
+
+
+def test_the_global_random_numbers_are_left_alone(tmp_path: Path, text: Path) -> None:
+    before = torch.get_rng_state()
+    run(text, tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_tokenizer_without_an_end_of_text_gives_no_sample_from_nothing(tmp_path: Path, text: Path) -> None:
+    samples: list[str] = []
+
+    class Listen(Progress):
+        def sample(self, text: str) -> None:
+            samples.append(text)
+
+    options: dict[str, Any] = dict(tokenizer=without_end_of_text(), sample_tokens=5, progress=Listen())
+    run(text, tmp_path / "run", **options)
+    assert samples == []
+    run(text, tmp_path / "two", sample_prompt="t", **options)
+    assert len(samples) == 5
+
+
+def without_end_of_text() -> Tokenizer:
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    backend = tokenizers.Tokenizer(models.WordLevel({c: i for i, c in enumerate("abcdeghmnost ")}, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    return Tokenizer(backend)
+
+
+def test_only_good_checkpoints_count_for_keeping(tmp_path: Path, text: Path) -> None:
+    """After a damaged newest one was passed over, the two newest good ones stay."""
+    out = tmp_path / "run"
+    run(text, out)
+    (checkpoints(out)[0] / "model.safetensors").unlink()
+    with pytest.raises(RuntimeError, match="plug"):
+        train(out=out, resume=True, eval_every=1, progress=StopAt(18))
+    good = [path.name for path in checkpoints(out) if (path / "model.safetensors").exists()]
+    assert good == ["step-00000018", "step-00000017"]
+
+
+def test_the_log_of_a_run_resumed_from_its_start_is_whole(tmp_path: Path, text: Path) -> None:
+    run(text, tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="plug"):
+        run(text, tmp_path / "broken", progress=StopAt(2))
+    train(out=tmp_path / "broken", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_run_of_version_0_1_resumes(tmp_path: Path, text: Path) -> None:
+    """Its `run.json` says nothing of threads, its `state.json` nothing of the best step."""
+    out = tmp_path / "run"
+    run(text, tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="plug"):
+        run(text, out, progress=StopAt(12))
+    record = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
+    del record["threads"], record["torch"]
+    (out / RUN_FILE).write_text(json.dumps(record), encoding="utf-8")
+    shutil.rmtree(out / "checkpoints" / "step-00000005")
+    path = out / "checkpoints" / "step-00000010" / "training_state" / "state.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    del state["best_step"]
+    path.write_text(json.dumps(state), encoding="utf-8")
+    train(out=out, resume=True)
+    assert_same_run(tmp_path / "whole", out)

@@ -92,13 +92,12 @@ def discard_next(out: Path) -> None:
 
 def check_new(out: Path, overwrite: bool) -> None:
     """`ValueError` where a new run in `out` would not be alone there, or would end an older one that it may not."""
-    if not any(not path.name.startswith(".") for path in out.iterdir()):
-        return
-    foreign = next((path for path, ours in _contents(out) if not ours), None)
-    if foreign is not None or not is_run(out):
-        what = "a model" if (out / "model.safetensors").exists() else repr((foreign or next(out.iterdir())).name)
-        raise ValueError(f"{out} holds {what} that no run here wrote: choose an empty or new directory")
-    if not overwrite:
+    written_here = is_run(out)
+    foreign = next((path for path, ours in _contents(out) if not (ours and written_here)), None)
+    if foreign is not None:
+        name = foreign.relative_to(out).as_posix()
+        raise ValueError(f"{out} holds {name!r} that no run here wrote: choose an empty or new directory")
+    if written_here and not overwrite:
         raise ValueError(f"{out} already holds a run: resume it, choose another directory, or overwrite it")
 
 

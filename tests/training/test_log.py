@@ -1,27 +1,24 @@
-"""The files of a run: the log's order and what kills do to it, the published model, the picture."""
+"""The log of a run: its order, and what kills do to it."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
-from glassgpt.training.run_files import LOG, RunLog, plot_losses, publish, read_log
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.image import imread
 
-from glassgpt.data.baselines import Baselines
-
-BASELINES = Baselines(uniform=6.2, unigram=5.2, bigram=3.9)
+from glassgpt.training.log import RunLog, read_log
+from glassgpt.training.run_directory import LOG
 
 
 def fill(run: Path, steps: range, every: int = 5, first_step: int = 0) -> RunLog:
     """A log of steps, each `every` of them and the end evaluated, as the loop writes it."""
-    log = RunLog(run, first_step)
+    run.mkdir(exist_ok=True)
+    log = RunLog(run)
+    log.rewind(first_step)
     for step in steps:
         if step % every == 0 and step != first_step:
             log.evaluation(step, 5.0, 2.5, 0.1)
@@ -38,7 +35,7 @@ def numbers(run: Path, kind: str) -> list[int]:
 
 
 def test_each_record_is_one_line_of_json(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, 0)
+    log = RunLog(tmp_path)
     step = log.step(0, 6.123456789, 1.5, 0.05, 1234.5678)
     evaluation = log.evaluation(1, 5.987654321, 2.25, 1 / 3)
     lines = (tmp_path / LOG).read_bytes().decode("utf-8").split("\n")
@@ -62,24 +59,31 @@ def test_each_record_is_one_line_of_json(tmp_path: Path) -> None:
 
 
 def test_a_line_is_there_as_soon_as_it_is_written(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, 0)
+    log = RunLog(tmp_path)
     for step in range(3):
         log.step(step, 1.0, 1.0, 1.0, 1.0)
         assert numbers(tmp_path, "step") == list(range(step + 1))
 
 
-def test_numbers_that_broke_are_null(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, 0)
-    told = log.step(0, math.nan, math.inf, 0.5, 10.0)
-    assert math.isnan(told["loss"])  # who watches is told as it is
+def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    record = log.step(0, math.nan, math.inf, 0.5, 10.0)
+    assert math.isnan(record["loss"])  # who watches gets it as it is
     strict = json.loads((tmp_path / LOG).read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert (strict["loss"], strict["gradient_norm"], strict["rate"]) == (None, None, 0.5)
 
 
 def test_a_new_run_begins_an_empty_log(tmp_path: Path) -> None:
-    fill(tmp_path, range(10))
-    RunLog(tmp_path, 0)
+    RunLog(tmp_path).rewind(0)
     assert (tmp_path / LOG).read_bytes() == b""
+
+
+def test_a_resume_from_step_0_keeps_its_evaluation(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    evaluation = log.evaluation(0, 6.2, 3.0, 0.0)
+    log.step(0, 6.0, 1.0, 0.5, 10.0)
+    log.rewind(0)
+    assert read_log(tmp_path) == [evaluation]
 
 
 @pytest.mark.parametrize("checkpoint", [5, 10, 15])
@@ -101,7 +105,7 @@ def test_a_log_cut_off_anywhere_is_read_up_to_there(tmp_path: Path) -> None:
         assert found == records[: len(found)]
         assert len(found) in (whole[:size].count(b"\n"), whole[: size + 1].count(b"\n"))
         if size % 50 == 0:
-            RunLog(tmp_path, 6)  # and is mended by a resume
+            RunLog(tmp_path).rewind(6)  # and a resume repairs it
             assert read_log(tmp_path) == found
 
 
@@ -115,9 +119,8 @@ def test_a_line_that_is_none_of_ours_ends_the_log(tmp_path: Path, strange: bytes
     whole, records = (tmp_path / LOG).read_bytes(), read_log(tmp_path)
     (tmp_path / LOG).write_bytes(whole + strange + b"\n" + whole)
     assert read_log(tmp_path) == records
-    RunLog(tmp_path, 3)
+    RunLog(tmp_path).rewind(3)
     assert (tmp_path / LOG).read_bytes() == whole
-    plot_losses(tmp_path, BASELINES)
 
 
 @given(st.binary(max_size=200))
@@ -129,74 +132,3 @@ def test_any_bytes_are_a_log(tmp_path_factory: pytest.TempPathFactory, data: byt
 
 def test_no_log_is_an_empty_one(tmp_path: Path) -> None:
     assert read_log(tmp_path) == []
-
-
-# ---- the published model ----------------------------------------
-
-
-def checkpoint(folder: Path, content: bytes) -> Path:
-    (folder / "training_state").mkdir(parents=True)
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        (folder / name).write_bytes(content + name.encode())
-    (folder / "training_state" / "optimizer.safetensors").write_bytes(b"not for the top")
-    return folder
-
-
-def copying(*_: Any) -> None:
-    raise OSError("no links on this disk")
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_a_checkpoint_becomes_the_model_at_the_top(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
-) -> None:
-    run = tmp_path / "run"
-    first, second = (checkpoint(run / "checkpoints" / name, name.encode()) for name in ("one", "two"))
-    if not links:
-        monkeypatch.setattr(os, "link", copying)
-    for source in (first, second, second):
-        publish(source, run)
-        for path in (p for p in source.iterdir() if p.is_file()):
-            assert (run / path.name).read_bytes() == path.read_bytes()
-            assert (run / path.name).samefile(path) == links
-    assert sorted(p.name for p in run.iterdir()) == [
-        "checkpoints",
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-    ]
-
-
-def test_what_is_published_outlives_its_checkpoint(tmp_path: Path) -> None:
-    source = checkpoint(tmp_path / "checkpoints" / "one", b"1")
-    publish(source, tmp_path)
-    (source / "config.json").unlink()
-    assert (tmp_path / "config.json").read_bytes() == b"1config.json"
-
-
-# ---- the picture ----------------------------------------
-
-
-def test_the_picture_shows_both_curves(tmp_path: Path) -> None:
-    fill(tmp_path, range(40))
-    plot_losses(tmp_path, BASELINES)
-    picture = imread(tmp_path / "loss.png")
-    assert picture.shape == (540, 960, 4)
-    colours = {tuple(round(255 * float(c)) for c in pixel) for pixel in picture[:, :, :3].reshape(-1, 3)}
-    assert {(0x1F, 0x5F, 0xAE), (0x88, 0x88, 0x88)} <= colours  # validation, baselines
-    assert sorted(p.name for p in tmp_path.iterdir()) == [LOG, "loss.png"]
-
-
-@pytest.mark.parametrize("loss", [0.0, 1e30, math.nan, math.inf])
-def test_no_loss_breaks_the_picture(tmp_path: Path, loss: float) -> None:
-    log = RunLog(tmp_path, 0)
-    log.evaluation(0, 6.2, 3.0, 0.0)
-    log.step(0, loss, loss, 0.5, 10.0)
-    log.evaluation(1, loss, loss, 0.0)
-    plot_losses(tmp_path, BASELINES)
-    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_nothing_measured_is_no_picture(tmp_path: Path) -> None:
-    plot_losses(tmp_path, BASELINES)
-    assert list(tmp_path.iterdir()) == []
