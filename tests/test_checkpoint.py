@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
         "vocab_size": draw(st.integers(257, 300)),
         "context_length": draw(st.integers(1, 20)),
         "n_heads": heads,
-        "emb_dim": heads * draw(st.integers(1, 5)),
+        # LayerNorm over a few numbers magnifies rounding: over two to 2.4e-4, whatever the scores
+        "emb_dim": heads * draw(st.integers(8, 12)),
         "n_layers": draw(st.integers(1, 3)),
         "qkv_bias": draw(st.booleans()),
         "tie_embeddings": draw(st.booleans()),
@@ -227,7 +229,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model(
     assert not list(tmp_path.iterdir())
     save_model(tiny_model(vocab_size=257), tiny_tokenizer, tmp_path)
     tokenizers_by_kind["bpe"].save(tmp_path)
-    with pytest.raises(ValueError, match="the tokenizer has 300 tokens, the model 257; they are not of one model"):
+    with pytest.raises(ValueError, match="the tokenizer has 300 tokens, the model 257; they do not belong together"):
         load_model(tmp_path)
     save_model(tiny_model(vocab_size=300), tiny_tokenizer, tmp_path)  # more rows than tokens are padding
     assert load_model(tmp_path)[1].n_vocab == 257
@@ -267,18 +269,15 @@ def test_an_error_of_the_librarys_own_kind_is_the_oserror_it_is(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("fails_at", range(1, 6))
-def test_a_save_that_stops_anywhere_leaves_a_model_that_loads(
-    tmp_path: Path,
-    tiny_model: Make,
-    tiny_tokenizer: Tokenizer,
-    monkeypatch: pytest.MonkeyPatch,
-    fails_at: int,
+def test_a_save_that_stops_anywhere_leaves_the_old_model(
+    tmp_path: Path, tiny_model: Make, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run saves one shape again and again: cut off at whatever moment, the old weights still load."""
+    """Whichever rename fails, the old weights are there with their own tokenizer, and nothing else."""
     old, new = tiny_model(seed=1, vocab_size=257), tiny_model(seed=2, vocab_size=257)
+    other_tokenizer = Tokenizer.characters(["abc"])
     save_model(old, tiny_tokenizer, tmp_path)
-    real, calls = Path.replace, 0
+    before = contents(tmp_path)
+    real, calls, fails_at = Path.replace, 0, 0
 
     def replace(self: Path, target: Path) -> Path:
         nonlocal calls
@@ -288,12 +287,76 @@ def test_a_save_that_stops_anywhere_leaves_a_model_that_loads(
         return real(self, target)
 
     monkeypatch.setattr(Path, "replace", replace)
-    with pytest.raises(OSError, match="Input/output error"):
-        save_model(new, tiny_tokenizer, tmp_path)
-    monkeypatch.undo()
-    assert same(load_model(tmp_path)[0], old)
+    while True:
+        calls, fails_at = 0, fails_at + 1
+        try:
+            save_model(new, other_tokenizer, tmp_path)
+        except OSError:
+            assert contents(tmp_path) == before
+        else:
+            break
+    assert fails_at > 2 * len(FILES)
+    assert same(load_model(tmp_path)[0], new)
     assert sorted(contents(tmp_path)) == FILES
-    assert calls == fails_at
+
+
+def test_a_kill_while_saving_never_leaves_weights_with_another_models_tokenizer(
+    tmp_path: Path, tiny_model: Make, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill leaves no time to roll back: after any rename the directory holds one model or none that loads."""
+    old, new = tiny_model(seed=1, vocab_size=257), tiny_model(seed=2, vocab_size=257)
+    others = {old: tiny_tokenizer, new: Tokenizer.characters(["abc"])}
+    real, seen = Path.replace, []
+
+    def replace(self: Path, target: Path) -> Path:
+        moved = real(self, target)
+        copy = tmp_path / f"killed-{len(seen)}"
+        copy.mkdir()
+        for path in (tmp_path / "model").iterdir():
+            if path.is_file():
+                (copy / path.name).write_bytes(path.read_bytes())
+        seen.append(copy)
+        return moved
+
+    save_model(old, tiny_tokenizer, tmp_path / "model")
+    monkeypatch.setattr(Path, "replace", replace)
+    save_model(new, others[new], tmp_path / "model")
+    monkeypatch.undo()
+    loads = 0
+    for copy in seen:
+        if not {"config.json", "model.safetensors"} <= set(contents(copy)):
+            continue
+        loads += 1
+        model, tokenizer = load_model(copy)
+        expected = next(candidate for candidate in others if same(model, candidate))
+        assert tokenizer.fingerprint == others[expected].fingerprint
+    assert loads >= 2
+
+
+def test_a_models_own_ends_of_text_come_back(tmp_path: Path, tiny_model: Make, tiny_tokenizer: Tokenizer) -> None:
+    """Generation stops where `config.json` says, and saving writes the same ids, not those of <|endoftext|>."""
+    save_model(tiny_model(vocab_size=257), tiny_tokenizer, tmp_path / "theirs")
+    for name in ("config.json", "generation_config.json"):
+        path = tmp_path / "theirs" / name
+        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"eos_token_id": [7, 9]}), encoding="utf-8")
+    model, tokenizer = load_model(tmp_path / "theirs")
+    assert tokenizer.stop_ids == {7, 9}
+    save_model(model, tokenizer, tmp_path / "ours")
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "ours" / name).read_text("utf-8"))["eos_token_id"] == [7, 9]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX file modes")
+def test_every_file_may_be_read_by_who_may_read_the_others(
+    tmp_path: Path, tiny_model: Make, tiny_tokenizer: Tokenizer
+) -> None:
+    """A server under another user opens them; safetensors 0.8 makes its files readable by the owner alone."""
+    mask = os.umask(0o022)
+    try:
+        save_model(tiny_model(vocab_size=257), tiny_tokenizer, tmp_path)
+    finally:
+        os.umask(mask)
+    assert {name: oct((tmp_path / name).stat().st_mode & 0o777) for name in FILES} == dict.fromkeys(FILES, "0o644")
 
 
 def test_saving_over_another_model_leaves_nothing_of_it(
@@ -325,6 +388,7 @@ def test_the_files_say_what_they_are(tmp_path: Path, tiny_model: Make, tiny_toke
     read = {name: json.loads((tmp_path / name).read_text(encoding="utf-8")) for name in FILES if "json" in name}
     assert read["config.json"]["architectures"] == ["GPT2LMHeadModel"]
     assert read["generation_config.json"] == {"bos_token_id": 256, "eos_token_id": 256}
+    assert (read["config.json"]["bos_token_id"], read["config.json"]["eos_token_id"]) == (256, 256)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}  # without it older releases of transformers refuse the file
     assert b"\r" not in b"".join(contents(tmp_path)[name] for name in read)

@@ -1,13 +1,12 @@
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glassgpt.files import replacing, sync, write_text
+from glassgpt.files import creating, is_leftover, remove_leftovers, replacing, sync, write_text
 
 
 def names(directory: Path) -> list[str]:
@@ -76,17 +75,50 @@ def test_a_whole_directory(tmp_path: Path) -> None:
     assert (path / "deep" / "file").read_bytes() == b"x"
 
 
-def test_what_a_killed_process_of_the_same_number_left_is_cleared_away(tmp_path: Path) -> None:
-    """In a container every process may be number 1, and so would find its own name taken."""
-    left = tmp_path / f".state.{os.getpid()}-{threading.get_ident()}.tmp"
-    left.mkdir()
-    (left / "half").write_bytes(b"x")
-    with replacing(tmp_path / "state") as temporary:
-        assert temporary == left
-        temporary.mkdir()
-        (temporary / "file").write_bytes(b"y")
-    assert names(tmp_path) == ["state"]
-    assert names(tmp_path / "state") == ["file"]
+def test_what_killed_processes_left_is_known_by_its_name(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, pathlib, glassgpt.files as f\n"
+        "with f.replacing(pathlib.Path(sys.argv[1])) as temporary:\n"
+        "    temporary.mkdir()\n"
+        "    os._exit(9)\n"
+    )
+    for name in ("state", ".hidden"):
+        command = [sys.executable, "-c", code, str(tmp_path / name)]
+        subprocess.run(command, check=False, env={**os.environ, **source_path()})
+    (tmp_path / ".state.4711-140110171974528.tmp").mkdir()  # version 0.1's
+    assert all(is_leftover(name) for name in names(tmp_path))
+    for name in ("state", ".mine.tmp", ".a.b.tmp", "x.glassgpt-tmp", ".x.12345678.glassgpt-tmp.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    assert len(remove_leftovers(tmp_path)) == 3
+    assert len(names(tmp_path)) == 5
+    assert remove_leftovers(tmp_path / "missing") == []
+
+
+def test_a_link_under_such_a_name_goes_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis").write_bytes(b"x")
+    (tmp_path / ".a.12345678.glassgpt-tmp").symlink_to(tmp_path / "home")
+    remove_leftovers(tmp_path)
+    assert names(tmp_path / "home") == ["thesis"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_creating_never_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(95, "no hard links on this disk")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "new"
+    with creating(path) as temporary:
+        temporary.write_bytes(b"first")
+    with pytest.raises(FileExistsError, match="new exists: choose a new name"), creating(path):
+        raise AssertionError("the work is done for nothing")
+    with pytest.raises(FileExistsError, match="exists"), creating(tmp_path / "race") as temporary:
+        temporary.write_bytes(b"ours")
+        (tmp_path / "race").write_bytes(b"theirs")
+    assert (path.read_bytes(), (tmp_path / "race").read_bytes()) == (b"first", b"theirs")
+    assert names(tmp_path) == ["new", "race"]
 
 
 def test_everything_is_on_the_disk_before_the_rename_and_the_rename_after(
@@ -113,7 +145,7 @@ def test_everything_is_on_the_disk_before_the_rename_and_the_rename_after(
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "replace", replace)
     write_text(tmp_path / "file", "x")
-    assert events == ["sync .tmp", "rename", f"sync {tmp_path.name}"]
+    assert events == ["sync .glassgpt-tmp", "rename", f"sync {tmp_path.name}"]
 
 
 def test_a_process_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:

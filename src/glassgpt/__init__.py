@@ -1,13 +1,15 @@
 """A GPT you can see through.
 
 The names below are imported when they are first used: `import glassgpt` alone loads no torch, which keeps the command
-line quick.
+line quick. It does make `tiktoken.get_encoding("gpt2")` work without the network.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+import glassgpt.offline_tiktoken  # noqa: F401 - see there
 
 __version__ = "0.1.0"
 

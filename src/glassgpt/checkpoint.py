@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from glassgpt.files import replacing, write_text
+from glassgpt.files import sync, sync_tree, temporary, write_text
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.weights.download import resolve_model
@@ -19,36 +19,73 @@ from glassgpt.weights.formats import read_model
 from glassgpt.weights.gpt2_names import to_gpt2_names
 from glassgpt.weights.huggingface import to_config_json
 
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+"""What `save_model` writes."""
+
 
 def save_model(model: GPTModel, tokenizer: Tokenizer, directory: str | Path) -> None:
-    """Write `config.json`, `generation_config.json`, `model.safetensors` and the tokenizer's files.
+    """Write `MODEL_FILES`: `config.json`, `generation_config.json`, `model.safetensors` and the tokenizer's two.
 
-    Weights keep their dtype and are not rounded: what `load_model` gives back is equal bit for bit. Each file is
-    replaced as a whole, the weights last; they are written first, under a temporary name.
+    Weights keep their dtype and are not rounded: what `load_model` gives back is equal bit for bit. All is written
+    under temporary names first. A model that is already there is then replaced: its weights go first and the new ones
+    come last, so that a crash leaves the old model, the new one, or none that loads; never a mixture.
     """
     directory = Path(directory)
     if tokenizer.n_vocab > model.config.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.n_vocab} tokens, the model {model.config.vocab_size}: they do not fit"
         )
-    eot = tokenizer.eot_id
-    generation = {"bos_token_id": eot, "eos_token_id": eot}
+    stop_ids = sorted(tokenizer.stop_ids)
+    eos = stop_ids[0] if len(stop_ids) == 1 else stop_ids or None
+    generation = {"bos_token_id": tokenizer.eot_id, "eos_token_id": eos}
     # `torch.compile` wraps a module under this name; what was compiled is saved as if it were not
     state = {name.replace("_orig_mod.", ""): tensor for name, tensor in model.state_dict().items()}
-    with replacing(directory / "model.safetensors") as temporary:
+    with temporary(directory / "model") as new:
+        new.mkdir()
         # the large file first: a full disk stops here, with nothing in the directory changed
-        write_tensors(to_gpt2_names(state, model.config), temporary, metadata={"format": "pt"})
-        write_text(directory / "config.json", json.dumps(to_config_json(model.config, eot), indent=2) + "\n")
-        write_text(directory / "generation_config.json", json.dumps(generation, indent=2) + "\n")
-        tokenizer.save(directory)
+        write_tensors(to_gpt2_names(state, model.config), new / "model.safetensors", metadata={"format": "pt"})
+        config = to_config_json(model.config, tokenizer.eot_id) | {"eos_token_id": eos}
+        write_text(new / "config.json", json.dumps(config, indent=2) + "\n")
+        write_text(new / "generation_config.json", json.dumps(generation, indent=2) + "\n")
+        tokenizer.save(new)
+        sync_tree(new)
+        _exchange(new, directory)
+    sync(directory)
+
+
+def _exchange(new: Path, directory: Path) -> None:
+    """Move the model in `new` to `directory`; if that fails, the one that was there is put back."""
+    weights_last = sorted(MODEL_FILES, key=lambda name: name == "model.safetensors")
+    old = new / "old"
+    old.mkdir()
+    try:
+        for name in reversed(weights_last):
+            if (directory / name).exists():
+                (directory / name).replace(old / name)
+        for name in weights_last:
+            (new / name).replace(directory / name)
+    except BaseException:
+        for name in weights_last:
+            if (old / name).exists():
+                (old / name).replace(directory / name)
+        raise
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file; a full disk is the `OSError` that it is, not an error of the library's own kind."""
+    """A safetensors file; a full disk is the `OSError` that it is, not an error of the library's own type."""
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from None
+    path.chmod(mode)  # safetensors 0.8 makes the file readable by its owner alone, but others may serve it
 
 
 def load_model(
@@ -78,7 +115,7 @@ def load_model(
         tokenizer = Tokenizer.load(tokenizer)
     if tokenizer.n_vocab > vocab_size:
         raise ValueError(
-            f"{path}: the tokenizer has {tokenizer.n_vocab} tokens, the model {vocab_size}; they are not of one model"
+            f"{path}: the tokenizer has {tokenizer.n_vocab} tokens, the model {vocab_size}; they do not belong together"
         )
     return found.to(device), tokenizer
 
@@ -89,4 +126,4 @@ def _tokenizer_beside(path: Path, vocab_size: int) -> Tokenizer:
         return Tokenizer.load(directory)
     if 50257 <= vocab_size <= 50304:  # nanoGPT pads GPT-2's vocabulary to 50304
         return Tokenizer.gpt2()
-    raise ValueError(f"{path} comes without a tokenizer: give the directory of one to glassgpt import (--tokenizer)")
+    raise ValueError(f"{path} comes without a tokenizer: give the directory of one")

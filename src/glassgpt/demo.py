@@ -69,7 +69,7 @@ def demo(out: Path | None, seconds: float, progress: Progress, stream: IO[str]) 
     if not result.finished:
         return result
     model, tokenizer = load_model(out)
-    validation = TokenFile.open(Path(out) / "data" / "validation.npy", encoder=tokenizer)
+    validation = TokenFile.open(Path(out) / "data" / "validation.npy", tokenizer=tokenizer)
     loss = evaluate_loss(NextTokenLoss(model), validation.tokens, 64)
     validation.close()
     verdict = "below" if loss < result.bigram_loss else "not below"

@@ -4,34 +4,76 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import secrets
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+# The second form is version 0.1's.
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}\.glassgpt-tmp|\d+-\d+\.tmp)")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; renames it to `path` if the body works, else deletes it.
+    """Gives a temporary path in the same directory; renames it to `path` if the body works, else deletes it.
 
     The rename replaces an older file or, where `path` is a directory that does not exist yet, moves the whole
-    directory in place. A crash at any moment leaves the old content or the new, never a mixture.
+    directory in place. A crash at any moment leaves the old content or the new, never a mixture; what a kill leaves
+    has a name that `remove_leftovers` knows.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    _remove(temporary)  # what a killed process of the same number left: in a container every one is number 1
-    try:
-        yield temporary
-        for file in [temporary, *(temporary.rglob("*") if temporary.is_dir() else ())]:
-            sync(file)
-        temporary.replace(path)
+    with temporary(path) as new:
+        yield new
+        sync_tree(new)
+        new.replace(path)
         sync(path.parent)
+
+
+@contextlib.contextmanager
+def creating(path: Path) -> Iterator[Path]:
+    """As `replacing`, but for a file that is new: `FileExistsError`, with nothing changed, where `path` exists."""
+    with temporary(path) as new:
+        if os.path.lexists(path):  # before the work, and once more without a gap after it
+            raise FileExistsError(f"{path} exists: choose a new name")
+        yield new
+        sync_tree(new)
+        try:
+            os.link(new, path)
+        except FileExistsError:
+            raise FileExistsError(f"{path} exists: choose a new name") from None
+        except OSError:  # a disk without hard links
+            if os.path.lexists(path):
+                raise FileExistsError(f"{path} exists: choose a new name") from None
+            new.rename(path)
+        sync(path.parent)
+
+
+@contextlib.contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """Gives a path next to `path` whose name `is_leftover` knows; what is there when the body ends is deleted."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.glassgpt-tmp")
+    try:
+        yield scratch
     finally:
-        _remove(temporary)
+        _remove(scratch)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether `replacing` or `creating` may have given this name to a file that a kill left unfinished."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def remove_leftovers(directory: Path) -> list[Path]:
+    """Delete what killed processes left unfinished in `directory`; the caller knows that none is at work there."""
+    found = [path for path in directory.iterdir() if is_leftover(path.name)] if directory.is_dir() else []
+    for path in found:
+        _remove(path)
+    return found
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -41,6 +83,12 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text with Unix line ends, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def sync_tree(path: Path) -> None:
+    """Flush a file, or a directory and all that is in it, to the disk."""
+    for file in [path, *(path.rglob("*") if path.is_dir() else ())]:
+        sync(file)
 
 
 def sync(path: Path) -> None:

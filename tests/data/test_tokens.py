@@ -20,12 +20,15 @@ from glassgpt.data.tokens import TokenFile, write_tokens
 
 @dataclass
 class Letters:
-    """An encoder with an id for each code point."""
+    """What the data code needs of a tokenizer, with an id for each code point."""
 
     n_vocab: int = 257
     eot_id: int | None = 256
     fingerprint: str = "f" * 64
     fail_after: int | None = None
+
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        return fingerprint == self.fingerprint
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         if self.fail_after is not None:
@@ -42,10 +45,9 @@ def documents(*texts: str) -> list[Document]:
 def test_round_trip(tmp_path: Path) -> None:
     written = write_tokens(documents("ab", "é"), Letters(), tmp_path / "t.npy")
     assert written.tokens.tolist() == [97, 98, 256, 233, 256]
-    for opened in (TokenFile.open(tmp_path / "t.npy", encoder=Letters()), TokenFile.open(str(written.path))):
+    for opened in (TokenFile.open(tmp_path / "t.npy", tokenizer=Letters()), TokenFile.open(str(written.path))):
         assert opened.tokens.tolist() == written.tokens.tolist()
         assert (opened.n_tokens, opened.n_bytes, opened.n_vocab) == (5, 4, 257)
-        assert opened.tokenizer_fingerprint == "f" * 64
         assert opened.fingerprint == sha256(np.array([97, 98, 256, 233, 256], "<u2").tobytes()).hexdigest()
         assert isinstance(opened.tokens, np.memmap)
         assert not opened.tokens.flags.writeable
@@ -167,7 +169,7 @@ def change(good: Path, **fields: Any) -> None:
 def test_another_tokenizer_is_refused(good: Path) -> None:
     for other in (Letters(fingerprint="e" * 64), Letters(n_vocab=258)):
         with pytest.raises(ValueError, match="another tokenizer.*use that one, or encode the text again"):
-            TokenFile.open(good, encoder=other)
+            TokenFile.open(good, tokenizer=other)
 
 
 def test_missing_files(good: Path) -> None:
@@ -231,6 +233,8 @@ from glassgpt.data.tokens import write_tokens
 
 class Encoder:
     n_vocab, eot_id, fingerprint = 256, None, "f"
+    def has_fingerprint(self, fingerprint):
+        return fingerprint == "f"
     def encode_batch(self, texts):
         return [list(text.encode("utf-8")[::4]) for text in texts]
 
@@ -262,3 +266,21 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
         large.unlink()
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 32 << 20  # of 100 MB of text
+
+
+def test_changed_tokens_are_noticed_when_asked(tmp_path: Path) -> None:
+    opened = write_tokens(documents("hello\n" * 1000), Letters(), tmp_path / "t.npy")
+    opened.verify()
+    data = bytearray((tmp_path / "t.npy").read_bytes())
+    data[-7] ^= 1
+    (tmp_path / "t.npy").write_bytes(data)
+    with pytest.raises(ValueError, match=r"t\.npy: its tokens were changed after they were written"):
+        TokenFile.open(tmp_path / "t.npy").verify()
+
+
+def test_a_closed_file_is_no_longer_mapped(tmp_path: Path) -> None:
+    opened = write_tokens(documents("hello"), Letters(), tmp_path / "t.npy")
+    opened.close()
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert str(tmp_path) not in maps.read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ import codecs
 import contextlib
 import io
 import logging
+import os
 import re
 import sysconfig
 import warnings
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+from glassgpt.terminal_text import one_line
 
 _log = logging.getLogger(__name__)
 
@@ -93,9 +96,10 @@ def _cut(block: bytes, places: Sequence[re.Pattern[bytes]]) -> int:
 def read_corpus(paths: Sequence[str | Path]) -> list[Document]:
     """The text files named by `paths`, and those in the folders named by it, in the order given.
 
-    A folder is read recursively, sorted by path, without hidden files; files in it that are not UTF-8 text,
-    or empty, are left out with one logged warning that counts them. A file met twice counts once. A UTF-8
-    byte order mark is dropped. Every file is read through once, a part at a time, to check its encoding.
+    A folder is read recursively, sorted by path, without hidden files and without the directories of models and
+    runs; files in it that are not UTF-8 text, or empty, are left out. One logged warning counts what is left out. A
+    file met twice counts once. A UTF-8 byte order mark is dropped. Every file is read through once, a part at a
+    time, to check its encoding.
 
     Raises ValueError for a path that does not exist, a folder without text, and a file named directly that is
     empty, binary or not UTF-8 (naming the offset of the first bad byte).
@@ -114,11 +118,9 @@ def read_corpus(paths: Sequence[str | Path]) -> list[Document]:
 
 
 def _read_folder(folder: Path) -> list[Document]:
-    files = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    files, models = _files_in(folder)
+    if models:
+        _log.warning("%s", one_line(f"{folder}: left out {len(models)} directories of models; the first: {models[0]}"))
     documents, skipped = [], []
     for path in files:
         try:
@@ -129,9 +131,30 @@ def _read_folder(folder: Path) -> list[Document]:
         first = f" (the first: {skipped[0]})" if skipped else ""
         raise ValueError(f"{folder}: no UTF-8 text among the {len(files)} files of this folder{first}")
     if skipped:
-        counts = f"left out {len(skipped)} of {len(files)} files"
-        _log.warning("%s: %s that are no UTF-8 text; the first: %s", folder, counts, skipped[0])
+        counts = f"left out {len(skipped)} of {len(files)} files that are not UTF-8 text"
+        _log.warning("%s", one_line(f"{folder}: {counts}; the first: {skipped[0]}"))
     return documents
+
+
+def _files_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files of a folder, sorted by path, without hidden ones; and the directories of models and runs left out."""
+    files: list[Path] = []
+    models: list[Path] = []
+    for name, folders, names in os.walk(folder):
+        here = Path(name)
+        if _is_model(set(names)):
+            models.append(here)
+            folders.clear()
+            continue
+        folders[:] = [child for child in folders if not child.startswith(".")]
+        files += [here / child for child in names if not child.startswith(".") and (here / child).is_file()]
+    return sorted(files), sorted(models)
+
+
+def _is_model(names: set[str]) -> bool:
+    """Whether a directory with these files is what `train` or another tool saved, not text."""
+    weights = any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
+    return {"run.json", "log.jsonl"} <= names or ("config.json" in names and weights)
 
 
 def _read_file(path: Path) -> Document:

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from glassgpt.options import check_int
+
 
 class BatchLoader:
     """Shuffled training batches without end, from a 1-D array of token ids, best a `TokenFile`'s memory map.
@@ -37,19 +39,19 @@ class BatchLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        _check_sizes(batch_size, context_length)
-        if not 0 <= seed < 1 << 64:
-            raise ValueError(f"seed is {seed}; it must lie in 0..2**64-1")
+        check_int("batch_size", batch_size, at_least=1)
+        check_int("context_length", context_length, at_least=1)
+        check_int("seed", seed, at_least=0, at_most=2**64 - 1)
         if not 0 <= rank < world_size or batch_size % world_size:
             raise ValueError(
                 f"batch_size {batch_size} with rank {rank} of {world_size} processes: "
                 "the batch must divide evenly among ranks counted from 0"
             )
         if len(tokens) <= context_length:
-            way_out = f"use --context-length {len(tokens) - 1} or less, or add" if len(tokens) > 1 else "add"
+            shorter = f"use a context length of {len(tokens) - 1} or less, or " if len(tokens) > 1 else ""
             raise ValueError(
                 f"your text is {len(tokens)} tokens, but a context length of {context_length} "
-                f"needs {context_length + 1}: {way_out} text"
+                f"needs {context_length + 1}: {shorter}add text"
             )
         self.tokens = tokens
         self.batch_size = batch_size
@@ -62,8 +64,8 @@ class BatchLoader:
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(inputs, targets) of a step, from 0 on; int64, each (batch_size // world_size, context_length)."""
-        epochs, places = np.divmod(step * self.batch_size + self._rows, self.blocks_per_epoch)
-        starts = [self._starts(int(epoch))[place] for epoch, place in zip(epochs, places, strict=True)]
+        epochs, blocks = np.divmod(step * self.batch_size + self._rows, self.blocks_per_epoch)
+        starts = [self._starts(int(epoch))[block] for epoch, block in zip(epochs, blocks, strict=True)]
         return _gather(self.tokens, np.array(starts), self.context_length)
 
     def epoch(self, step: int) -> float:
@@ -82,33 +84,36 @@ class BatchLoader:
 
 
 def evaluation_batches(
-    tokens: npt.NDArray[Any], batch_size: int, context_length: int, max_batches: int | None = None
+    tokens: npt.NDArray[Any], batch_size: int, context_length: int, max_blocks: int | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(inputs, targets) to measure a loss on, the same every time; int64, each (at most batch_size, block).
 
-    Consecutive blocks from the start, in order: every token but the first is a target once, but for a
-    remainder of less than a block. With `max_batches`, at most that many batches, of blocks evenly spread
-    over the tokens. A block is `context_length` long, or shorter if there are no more tokens than that.
+    Consecutive blocks of `context_length` from the start, in order, and a last one of what is left: every token but the
+    first is a target once. With `max_blocks`, at most that many whole blocks, evenly spread over the tokens, whatever
+    the `batch_size`; a block is shorter only if there are no more tokens than that.
 
-    Raises ValueError, when first asked for a batch, for fewer than two tokens or a size below 1.
+    Raises `ValueError`, when first asked for a batch, for fewer than two tokens or a size below 1.
     """
-    _check_sizes(batch_size, context_length)
-    if max_batches is not None and max_batches < 1:
-        raise ValueError(f"max_batches is {max_batches}; it must be at least 1")
+    check_int("batch_size", batch_size, at_least=1)
+    check_int("context_length", context_length, at_least=1)
+    if max_blocks is not None:
+        check_int("max_blocks", max_blocks, at_least=1)
     if len(tokens) < 2:
         raise ValueError(f"the text to evaluate on is {len(tokens)} tokens, but needs 2: add text")
     length = min(context_length, len(tokens) - 1)
-    n_blocks = (len(tokens) - 1) // length
-    n_used = n_blocks if max_batches is None else min(n_blocks, max_batches * batch_size)
+    n_blocks, rest = divmod(len(tokens) - 1, length)
+    n_used = n_blocks if max_blocks is None else min(n_blocks, max_blocks)
     for first in range(0, n_used, batch_size):
         blocks = np.arange(first, min(first + batch_size, n_used)) * n_blocks // n_used
         yield _gather(tokens, blocks * length, length)
+    if rest and max_blocks is None:
+        yield _gather(tokens, np.array([n_blocks * length]), rest)
 
 
 def _gather(tokens: npt.NDArray[Any], starts: npt.NDArray[np.int64], length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Copy the blocks at `starts`: inputs, and targets one token further."""
-    places = starts[:, None] + np.arange(length + 1)
-    block = torch.from_numpy(np.asarray(tokens[places], dtype=np.int64))
+    indices = starts[:, None] + np.arange(length + 1)
+    block = torch.from_numpy(np.asarray(tokens[indices], dtype=np.int64))
     _forget_pages(tokens)
     return block[:, :-1].contiguous(), block[:, 1:].contiguous()
 
@@ -124,9 +129,3 @@ def _forget_pages(tokens: npt.NDArray[Any]) -> None:
         base = base.base
     if isinstance(base, mmap.mmap) and not tokens.flags.writeable and hasattr(mmap, "MADV_DONTNEED"):
         base.madvise(mmap.MADV_DONTNEED)
-
-
-def _check_sizes(batch_size: int, context_length: int) -> None:
-    for name, size in (("batch_size", batch_size), ("context_length", context_length)):
-        if size < 1:
-            raise ValueError(f"{name} is {size}; it must be at least 1")

@@ -6,40 +6,23 @@ it that says what the numbers mean: how many, of which tokenizer, from how much 
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from glassgpt.data.corpus import Document
+from glassgpt.files import replacing, write_text
+from glassgpt.tokenizer import Tokenizer
 
 _MAGIC = "glassgpt-tokens"
 _VERSION = 1
+_DIGEST_TOKENS = 1 << 22
 _PIECE_BYTES = 1 << 16  # texts of one call of the encoder, which may encode them in parallel ...
-_BATCH_BYTES = 1 << 20  # ... and all of them together: an encoder may need some hundred bytes for each token
-
-
-class Encoder(Protocol):
-    """What the data code needs of a tokenizer."""
-
-    @property
-    def n_vocab(self) -> int:
-        """Number of token ids, the special ones included."""
-
-    @property
-    def eot_id(self) -> int | None:
-        """The id that ends a document; None if the vocabulary has none."""
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256, in hex, of what decides the ids."""
-
-    def encode_batch(self, texts: list[str], /) -> list[list[int]]:
-        """The ids of each text; never a special one, whatever the text says."""
+_BATCH_BYTES = 1 << 20  # ... and all of them together: an encoder may need several hundred bytes for each token
 
 
 @dataclass(frozen=True)
@@ -51,19 +34,33 @@ class TokenFile:
     n_bytes: int  # of the text, in UTF-8
     n_vocab: int
     fingerprint: str  # SHA-256 of the tokens' bytes, in hex
-    tokenizer_fingerprint: str
 
     @property
     def n_tokens(self) -> int:
         """Number of tokens, end-of-text tokens included."""
         return len(self.tokens)
 
-    @classmethod
-    def open(cls, path: str | Path, *, encoder: Encoder | None = None) -> "TokenFile":
-        """Open a file that `write_tokens` wrote; with `encoder`, only if it was written with that one.
+    def verify(self) -> None:
+        """`ValueError` unless the tokens have the digest they were written with: about a second per GB."""
+        digest = hashlib.sha256()
+        for start in range(0, self.n_tokens, _DIGEST_TOKENS):
+            digest.update(self.tokens[start : start + _DIGEST_TOKENS].tobytes())
+        if digest.hexdigest() != self.fingerprint:
+            raise ValueError(f"{self.path}: its tokens were changed after they were written; encode the text again")
 
-        Checks header, sizes and tokenizer, not every token. Raises FileNotFoundError if there is none, and
-        ValueError if it is incomplete, damaged, of another version or of another tokenizer.
+    def close(self) -> None:
+        """Release the memory map, after which `tokens` must not be used: Windows deletes no file that is mapped."""
+        mapping: Any = self.tokens
+        while isinstance(mapping, np.ndarray):
+            mapping = mapping.base
+        mapping.close()
+
+    @classmethod
+    def open(cls, path: str | Path, *, tokenizer: Tokenizer | None = None) -> "TokenFile":
+        """Open a file that `write_tokens` wrote; with `tokenizer`, only if it was written with that one.
+
+        Checks header, sizes and tokenizer; `verify` checks every token. Raises `FileNotFoundError` if there is none,
+        and `ValueError` if it is incomplete, damaged, of another version or of another tokenizer.
         """
         path = Path(path)
         sidecar = _sidecar(path)
@@ -74,17 +71,17 @@ class TokenFile:
             meta = json.loads(sidecar.read_text(encoding="utf-8"))
             kind = meta["magic"], meta["version"]
             count, n_bytes, n_vocab = int(meta["count"]), int(meta["n_bytes"]), int(meta["n_vocab"])
-            dtype, fingerprint, tokenizer = str(meta["dtype"]), str(meta["sha256"]), str(meta["tokenizer"])
+            dtype, fingerprint, written_with = str(meta["dtype"]), str(meta["sha256"]), str(meta["tokenizer"])
         except FileNotFoundError:
             raise ValueError(f"{path}: {sidecar.name} is missing beside it; {again}") from None
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise ValueError(f"{sidecar}: damaged ({error!r}); {again}") from None
         if kind != (_MAGIC, _VERSION):
             raise ValueError(f"{sidecar}: of kind {kind}, but this reads {(_MAGIC, _VERSION)}; {again}")
-        if encoder is not None and (encoder.n_vocab, encoder.fingerprint) != (n_vocab, tokenizer):
+        if tokenizer is not None and not (tokenizer.n_vocab == n_vocab and tokenizer.has_fingerprint(written_with)):
             raise ValueError(
-                f"{path}: written with another tokenizer ({n_vocab} ids, {tokenizer[:12]}) than this one "
-                f"({encoder.n_vocab} ids, {encoder.fingerprint[:12]}); use that one, or {again} with this"
+                f"{path}: written with another tokenizer ({n_vocab} ids, {written_with[:12]}) than this one "
+                f"({tokenizer.n_vocab} ids, {tokenizer.fingerprint[:12]}); use that one, or {again} with this"
             )
         expected = _dtype_for(n_vocab)
         header = _npy_header(expected, count)
@@ -98,35 +95,34 @@ class TokenFile:
                 f"that {sidecar.name} tells of; {again}"
             )
         tokens = np.memmap(path, expected, "r", offset=len(header), shape=(count,))
-        return cls(path, tokens, n_bytes, n_vocab, fingerprint, tokenizer)
+        return cls(path, tokens, n_bytes, n_vocab, fingerprint)
 
 
 def write_tokens(
     documents: Sequence[Document],
-    encoder: Encoder,
+    tokenizer: Tokenizer,
     path: str | Path,
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenFile:
     """Encode `documents` into a token file at `path`, each followed by the end-of-text id if there is one.
 
-    Memory does not grow with the text. Tokens are uint16 for up to 65536 ids, else uint32. The file gets its
-    name when it is complete; until then an older one at `path` stays as it is. `progress` is called with the
-    bytes of text done and in all.
+    Memory does not grow with the text. Tokens are uint16 for up to 65536 ids, else uint32. The file gets its name when
+    it is complete; until then an older one at `path` stays as it is. `progress` is called with the bytes of text done
+    and in all.
 
-    Raises ValueError if there are no tokens, or the encoder gives an id outside its vocabulary; OSError where
-    the disk does.
+    Raises `ValueError` if there are no tokens, or the tokenizer gives an id outside its vocabulary; `OSError` where the
+    disk does.
     """
     path = Path(path)
-    dtype = _dtype_for(encoder.n_vocab)
+    dtype = _dtype_for(tokenizer.n_vocab)
     n_bytes = sum(document.n_bytes for document in documents)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     count, done, digest = 0, 0, hashlib.sha256()
-    try:
-        with part.open("wb") as file:
+    with replacing(path) as temporary:
+        with temporary.open("wb") as file:
             file.write(_npy_header(dtype, 0))
             for batch in _batches(documents):
-                data = _encode(batch, encoder).astype(dtype).tobytes()
+                data = _encode(batch, tokenizer).astype(dtype).tobytes()
                 file.write(data)
                 digest.update(data)
                 count += len(data) // dtype.itemsize
@@ -137,26 +133,19 @@ def write_tokens(
                 raise ValueError(f"{path}: no text, so no tokens to write; name a text with words in it")
             file.seek(0)
             file.write(_npy_header(dtype, count))
-            file.flush()
-            os.fsync(file.fileno())
-        meta = {
-            "magic": _MAGIC,
-            "version": _VERSION,
-            "count": count,
-            "dtype": dtype.name,
-            "n_vocab": encoder.n_vocab,
-            "tokenizer": encoder.fingerprint,
-            "n_bytes": n_bytes,
-            "sha256": digest.hexdigest(),
-        }
-        # The two can't change names at once. Without a sidecar a file is refused, so it goes first.
-        _sidecar(path).unlink(missing_ok=True)
-        part.replace(path)
-        part.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-        part.replace(_sidecar(path))
-    finally:
-        part.unlink(missing_ok=True)
-    return TokenFile.open(path, encoder=encoder)
+        _sidecar(path).unlink(missing_ok=True)  # the two can't be renamed at once, and without it a file is refused
+    meta = {
+        "magic": _MAGIC,
+        "version": _VERSION,
+        "count": count,
+        "dtype": dtype.name,
+        "n_vocab": tokenizer.n_vocab,
+        "tokenizer": tokenizer.fingerprint,
+        "n_bytes": n_bytes,
+        "sha256": digest.hexdigest(),
+    }
+    write_text(_sidecar(path), json.dumps(meta, indent=1) + "\n")
+    return TokenFile.open(path, tokenizer=tokenizer)
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[str, bool]]]:
@@ -177,17 +166,17 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[str, bool]]]:
         yield batch
 
 
-def _encode(batch: list[tuple[str, bool]], encoder: Encoder) -> npt.NDArray[np.int64]:
+def _encode(batch: list[tuple[str, bool]], tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
     ids: list[int] = []
-    end = [] if encoder.eot_id is None else [encoder.eot_id]
-    encoded = encoder.encode_batch([text for text, _ in batch])
+    end = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
+    encoded = tokenizer.encode_batch([text for text, _ in batch])
     for part, (_, ends_document) in zip(encoded, batch, strict=True):
         ids += part + end if ends_document else part
     tokens = np.array(ids, dtype=np.int64)
-    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < encoder.n_vocab:
+    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < tokenizer.n_vocab:
         raise ValueError(
             f"the tokenizer gave ids from {tokens.min()} to {tokens.max()}, but says it has "
-            f"{encoder.n_vocab} ids: train or download it again"
+            f"{tokenizer.n_vocab} ids: train or download it again"
         )
     return tokens
 

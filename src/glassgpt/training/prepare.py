@@ -74,7 +74,7 @@ def prepare(request: Request, out: Path, run: Path, device: torch.device, progre
         if Path(text).resolve().is_relative_to(out.resolve()):
             raise ValueError(f"the text {text} lies in {out}: choose a directory of its own for the run")
     progress.message("reading the text" if request.texts else "reading Python's own manual")
-    documents = read_corpus(request.texts, exclude=[out]) if request.texts else default_corpus()
+    documents = read_corpus(request.texts) if request.texts else default_corpus()
     n_bytes = sum(document.n_bytes for document in documents)
     train_part, validation_part = split_documents(documents)
     if not (train_part and validation_part):
@@ -171,7 +171,8 @@ def reopen(out: Path, request: Request) -> tuple[Prepared, int | None]:
         raise ValueError(f"steps {settings.steps} is below the {taken} that {out} has taken already: ask for more")
     tokenizer = Tokenizer.load(out)
     check_sample(tokenizer, settings)
-    train, validation = (TokenFile.open(out / "data" / f"{n}.npy", encoder=tokenizer) for n in ("train", "validation"))
+    paths = [out / "data" / f"{name}.npy" for name in ("train", "validation")]
+    train, validation = (TokenFile.open(path, tokenizer=tokenizer) for path in paths)
     if [train.fingerprint, validation.fingerprint] != digests:
         raise ValueError(f"{out / 'data'} is not the data this run began with: it cannot be resumed")
     for part in (train, validation):
