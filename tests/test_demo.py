@@ -16,7 +16,8 @@ import torch
 
 from glassgpt import demo as module
 from glassgpt import load_model
-from glassgpt.cli import _parser, main
+from glassgpt.cli import main
+from glassgpt.cli import parser as _parser
 from glassgpt.data.corpus import Document
 from glassgpt.demo import CONFIG, PROMPT, demo, share_of_known_words
 from glassgpt.training.progress import Progress

@@ -17,8 +17,8 @@ from glassgpt.checkpoint import load_model
 from glassgpt.config import GPTConfig
 from glassgpt.data.corpus import default_corpus
 from glassgpt.data.tokens import TokenFile
-from glassgpt.generation import complete, generate
 from glassgpt.generation.decoder import Decoder
+from glassgpt.generation.text import complete, generate
 from glassgpt.generation.torch_decoder import CachedDecoder, NaiveDecoder
 from glassgpt.language_model import seeded
 from glassgpt.model import GPTModel

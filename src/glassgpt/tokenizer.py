@@ -111,14 +111,19 @@ class Tokenizer:
         return cls(backend)
 
     def byte_level_vocabulary(self) -> tuple[dict[str, int], list[tuple[str, str]]] | None:
-        """Tokens and merges, both written in GPT-2's letters; None for a character vocabulary."""
-        parts = json.loads(self._backend.to_str())["model"]
-        if parts["type"] != "BPE":
+        """Tokens and merges, both written in GPT-2's letters; None where text is not cut and merged as GPT-2 does."""
+        parts = json.loads(self._backend.to_str())
+        if parts["model"]["type"] != "BPE" or not _cuts_as_gpt2(parts):
             return None
         vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
         return vocabulary, [
-            tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in parts["merges"]
+            tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in parts["model"]["merges"]
         ]
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that no text encodes to."""
+        return frozenset(self._specials.values())
 
     # ---- files -------------------------------------------------------------------------------------------------
 
@@ -396,14 +401,17 @@ def _gpt2_merges() -> list[tuple[str, ...]]:
     return [tuple(line.split()) for line in _gpt2_file("vocab.bpe").decode("utf-8").split("\n")[1:] if line]
 
 
+def _cuts_as_gpt2(parts: dict[str, Any]) -> bool:
+    cutting = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    return parts["normalizer"] is None and cutting.items() <= (parts["pre_tokenizer"] or {}).items()
+
+
 def _is_gpt2(backend: tokenizers.Tokenizer, parts: dict[str, Any]) -> bool:
     """Whether tiktoken's GPT-2 would give the same ids: same tokens, merges and cutting, one special token."""
-    cutting = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     return (
         backend.get_vocab_size(with_added_tokens=True) == 50257
         and [token["content"] for token in parts["added_tokens"]] == [END_OF_TEXT]
-        and parts["normalizer"] is None
-        and cutting.items() <= (parts["pre_tokenizer"] or {}).items()
+        and _cuts_as_gpt2(parts)
         and backend.get_vocab(with_added_tokens=True) == _gpt2_vocabulary()
         and [tuple(p.split(" ") if isinstance(p, str) else p) for p in parts["model"]["merges"]] == _gpt2_merges()
     )

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glassgpt import GPTModel, Tokenizer, complete, generate, stream
-from glassgpt.generation import Completion, Generation
 from glassgpt.generation.decoder import Scores
-from glassgpt.generation.options import GenerationKeywords
-from glassgpt.generation.row import Row
+from glassgpt.generation.options import Generation, GenerationKeywords
+from glassgpt.generation.row import Completion, Row
 from glassgpt.generation.torch_decoder import CachedDecoder, NaiveDecoder
 from glassgpt.model import generate_text_simple
 from glassgpt.options import Options

@@ -71,8 +71,20 @@ def stream(
 
     Arguments and errors as in `complete`; errors come at the call, not at the first piece.
     """
-    rows, capacity = _rows(model, tokenizer, [prompt], None, options)
-    return (piece for _, piece in run(_decoder(model, capacity), rows) if piece)
+    return (piece for _, piece in stream_rows(model, tokenizer, [prompt], **options))
+
+
+def stream_rows(
+    model: LanguageModel | Decoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str | Sequence[int]],
+    *,
+    seeds: Sequence[int | None] | None = None,
+    **options: Unpack[GenerationKeywords],
+) -> Iterator[tuple[int, str]]:
+    """As `stream` for several prompts, decoded together: (number of the prompt, piece of its text)."""
+    rows, capacity = _rows(model, tokenizer, prompts, seeds, options)
+    return ((number, piece) for number, piece in run(_decoder(model, capacity), rows) if piece)
 
 
 def _rows(

@@ -39,11 +39,12 @@ _OURS = re.compile(
 def locked(out: Path) -> Iterator[None]:
     """`out`, made if it is not there, for this process alone; a second one is refused with `OSError`.
 
-    If the body fails, the directories that were made go again if they are empty. `ValueError` where `out` is a file.
+    If the body fails and there is no run, what was made goes again: the lock, and directories that are empty.
+    `ValueError` where `out` is a file.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: a run needs a directory")
-    new = [path for path in (out, *out.parents) if not path.exists()]
+    new = [path for path in (out / _LOCK, out, *out.parents) if not path.exists()]
     out.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(out / _LOCK)
     try:
@@ -52,11 +53,10 @@ def locked(out: Path) -> Iterator[None]:
     except filelock.Timeout:
         raise OSError(f"{out} is in use by another training run: wait for it, or choose another directory") from None
     except BaseException:
-        if new and not any(path.name != _LOCK for path in out.iterdir()):
-            (out / _LOCK).unlink(missing_ok=True)
+        if not is_run(out):
             for path in new:
                 with contextlib.suppress(OSError):
-                    path.rmdir()
+                    path.rmdir() if path.is_dir() else path.unlink()
         raise
 
 

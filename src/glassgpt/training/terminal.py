@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import shlex
 import time
 from collections.abc import Iterator
@@ -34,9 +36,17 @@ _SMOOTHING = 0.95
 
 def progress_for(stream: IO[str], live: bool | None = None) -> Progress:
     """A live view if `stream` is a terminal (or `live` says so), plain lines otherwise."""
-    console = Console(file=stream, highlight=False)
+    console = _Console(file=stream, highlight=False)
     console.soft_wrap = not console.is_terminal  # a line of a file is as long as it is
     return LiveView(console) if (console.is_interactive if live is None else live) else Lines(console)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """The reader of our lines has left, `| head` for one: the run, and what it saves, goes on without them."""
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):  # a stream that is no file of the system's
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 class Lines(Progress):
@@ -130,7 +140,7 @@ class Lines(Progress):
             f"saved in {result.directory}"
         )
         if not result.finished:
-            self.message(f"go on with: glassgpt train --resume --out {shlex.quote(str(result.directory))}")
+            self.message(f"resume with: glassgpt train --resume --out {shlex.quote(str(result.directory))}")
 
 
 class LiveView(Lines):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from glassgpt.device import DTYPES
 from glassgpt.files import replacing
-from glassgpt.generation import generate
+from glassgpt.generation.text import generate
 from glassgpt.training.build import Trainee
 from glassgpt.training.log import RunLog
 from glassgpt.training.plot import plot_losses

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from glassgpt.config import PRESETS, GPTConfig
-from glassgpt.files import replacing
+from glassgpt.files import creating
 from glassgpt.model import GPTModel
 from glassgpt.weights.gpt2_names import build_model, check_tensor, own_copy, same
 from glassgpt.weights.huggingface import state_dict_of
@@ -50,10 +50,10 @@ def read_book(
         if name in state and tuple(state[name].shape) != shape
     ]
     if problems:
-        raise ValueError(f"{path} is not a whole model of the book's: {'; '.join(problems[:6])}")
+        raise ValueError(f"{path} is not a complete model of the book's: {'; '.join(problems[:6])}")
     if config.tie_embeddings:
         del state["out_head.weight"]
-    for name in sorted(state, key=lambda name: -state[name].numel()):  # each is for a moment there twice
+    for name in sorted(state, key=lambda name: -state[name].numel()):
         check_tensor(state[name], name, str(path))
         state[name] = own_copy(state[name], dtype)
     if config.tie_embeddings:
@@ -62,7 +62,7 @@ def read_book(
 
 
 def write_book(model: GPTModel, path: Path) -> None:
-    """Write a state dict that the book's `GPTModel(cfg).load_state_dict` takes, strictly, masks included.
+    """Write a state dict that the book's `GPTModel(cfg).load_state_dict` takes, strictly; `path` must be new.
 
     `cfg` is the dict that `book_dict` gives. Raises `ValueError` for a model the book's code cannot be.
     """
@@ -72,7 +72,7 @@ def write_book(model: GPTModel, path: Path) -> None:
     mask = torch.ones(config.context_length, config.context_length).triu(1)
     state |= {f"trf_blocks.{i}.att.mask": mask for i in range(config.n_layers)}
     # not torch.save(state, temporary): it would write the temporary name into the file
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with creating(path) as temporary, temporary.open("wb") as file:
         torch.save(state, file)
 
 
@@ -93,7 +93,7 @@ def _config_of(state: Mapping[str, Tensor], path: Path, n_heads: int | None) -> 
         raise ValueError(f"{path} has no two-dimensional tok_emb.weight and pos_emb.weight") from None
     if n_heads is None:
         if emb_dim not in _HEADS:
-            raise ValueError(f"{path}: the number of heads is not in the file: glassgpt import --n-heads N takes it")
+            raise ValueError(f"{path}: the number of heads is not in the file: give n_heads")
         n_heads = _HEADS[emb_dim]
     layers = {name.split(".")[1] for name in state if name.startswith("trf_blocks.")}
     tied = "out_head.weight" in state and same(state["out_head.weight"], state["tok_emb.weight"])

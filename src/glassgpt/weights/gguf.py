@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from glassgpt.config import GPTConfig
-from glassgpt.files import replacing
+from glassgpt.files import creating
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.weights.gpt2_names import build_model, from_gpt2_names, to_gpt2_names
@@ -57,7 +57,7 @@ def write_gguf(model: GPTModel, tokenizer: Tokenizer, path: Path, kind: str = "f
     gguf = _library()
     config = model.config
     tokens, types, merges = _vocabulary(tokenizer, config.vocab_size)
-    with replacing(path) as temporary, closing(gguf.GGUFWriter(str(temporary), "gpt2")) as writer:
+    with creating(path) as temporary, closing(gguf.GGUFWriter(str(temporary), "gpt2")) as writer:
         writer.add_name(name)
         writer.add_context_length(config.context_length)
         writer.add_embedding_length(config.emb_dim)
@@ -86,10 +86,11 @@ def write_gguf(model: GPTModel, tokenizer: Tokenizer, path: Path, kind: str = "f
         writer.write_tensors_to_file()
 
 
-def read_gguf(path: Path) -> GPTModel:
+def read_gguf(path: Path, *, gelu: str = "tanh") -> GPTModel:
     """The model in a GGUF that `write_gguf` wrote, quantised tensors expanded.
 
-    This is how an export is proved. It is no door for files from strangers: the `gguf` package believes the counts
+    `gelu` is the form that the file does not tell. This is how an export is proved. It is no door for files from
+    strangers: the `gguf` package believes the counts
     that a file claims. Raises `ValueError` for another architecture, `ImportError` where the extra is missing.
     """
     gguf = _library()
@@ -108,9 +109,10 @@ def read_gguf(path: Path) -> GPTModel:
             drop_rate=0.0,
             qkv_bias=True,
             tie_embeddings="output.weight" not in kept,
+            gelu=gelu,
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no whole GPT-2: {error!r}") from None
+        raise ValueError(f"{path} is not a complete GPT-2: {error!r}") from None
     names = {_to_gguf_name(ours)[0]: ours for ours in _our_names(config)}
 
     def expanded(tensor: Any) -> Tensor:
@@ -140,6 +142,26 @@ class _Lazy(Mapping[str, Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, not expanded for it; the format counts the dimensions from the last."""
         return tuple(int(n) for n in reversed(self._kept[name].shape))
+
+
+def rounding(number_type: str) -> Callable[[str, Tensor], Tensor]:
+    """For `prove`: the largest error of each weight of a tensor in a GGUF of one of `TYPES`.
+
+    float16 keeps 11 bits, and its smallest steps are 2**-24. Q8_0 keeps blocks of 32 in steps of their largest
+    magnitude / 127, a step that is itself a float16.
+    """
+
+    def errors(name: str, weights: Tensor) -> Tensor:
+        if weights.ndim == 1 or name == "pos_emb.weight" or number_type == "f32":
+            return torch.zeros_like(weights)
+        if number_type == "q8_0" and weights.shape[1] % 32 == 0:
+            largest = weights.unflatten(1, (-1, 32)).abs().amax(-1, keepdim=True)
+            step = largest / 127
+            error = step / 2 + 127 * (step * 2**-11 + 2**-25)
+            return error.expand(-1, -1, 32).flatten(1)
+        return weights.abs() * 2**-11 + 2**-25
+
+    return errors
 
 
 def _library() -> Any:
@@ -180,10 +202,12 @@ def _vocabulary(tokenizer: Tokenizer, size: int) -> tuple[list[str], list[int], 
     """Tokens in the order of their ids, their types, and the merges; ids the tokenizer does not have are padding."""
     byte_level = tokenizer.byte_level_vocabulary()
     if byte_level is None:
-        raise ValueError("a character vocabulary cannot be a GGUF: train with --tokenizer bpe or byte")
+        raise ValueError(
+            "this tokenizer cannot be in a GGUF: it must be byte-level, as GPT-2's, with GPT-2's cutting into words"
+        )
     vocabulary, merges = byte_level
     tokens = [f"[PAD{i}]" for i in range(size)]
     types = [_UNUSED] * size
     for token, i in vocabulary.items():
-        tokens[i], types[i] = token, _CONTROL if i == tokenizer.eot_id else _NORMAL
+        tokens[i], types[i] = token, _CONTROL if i in tokenizer.special_ids else _NORMAL
     return tokens, types, [" ".join(pair) for pair in merges] or [_NO_MERGE]

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from glassgpt.files import replacing
+from glassgpt.files import creating
 from glassgpt.model import GPTModel
 from glassgpt.weights.gpt2_names import build_model
 from glassgpt.weights.proof import Proof, compare, prompt_for
@@ -53,7 +53,7 @@ def write_onnx(model: GPTModel, path: Path) -> Proof:
     scores = _Scores(model).eval()
     prompt = prompt_for(model)
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", max=model.config.context_length)}
-    with replacing(path) as temporary, _quiet():
+    with creating(path) as temporary, _quiet():
         program = torch.onnx.export(
             scores,
             (prompt.repeat(2, 1),),

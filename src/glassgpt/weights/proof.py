@@ -1,9 +1,10 @@
-"""Proof that two models are one: the scores of both on a fixed prompt, compared."""
+"""Proof that two models are one: the scores of both on a fixed prompt, and weights that a format rounds, compared."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,21 +14,31 @@ from glassgpt.model import GPTModel
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """How far the results lie from the source's: over all places and tokens of a fixed prompt."""
+    """How far the results lie from the source's: over all positions and tokens of a fixed prompt."""
 
     largest_difference: float
     """Of two scores."""
     same_choice: float
-    """Fraction of the places where both take the same best token."""
+    """Fraction of the positions where both take the same best token."""
     largest_score: float
     """Of the source's, without its sign: what the difference is to be seen against."""
 
-    def holds(self, *, rounded: bool = False) -> bool:
-        """Whether the difference is no more than float32's, 1e-4 for scores around 1; any number if `rounded`."""
-        return self.largest_difference < (math.inf if rounded else 1e-4 * max(1, self.largest_score))
+    rounding: float | None = None
+    """Where the format rounds weights: the largest difference of one, in parts of what its number type may round."""
+
+    def holds(self) -> bool:
+        """Whether the scores differ by no more than float32's rounding, 1e-4 for scores around 1.
+
+        Where weights are rounded, no bound on the scores would be both sure and sharp: there every single weight must
+        be within its number type's rounding, and the scores finite.
+        """
+        if self.rounding is not None:
+            return self.rounding <= 1 and math.isfinite(self.largest_difference)
+        return self.largest_difference < 1e-4 * max(1, self.largest_score)
 
     def __str__(self) -> str:
-        return f"largest difference of scores {self.largest_difference:.2g}, same best token {self.same_choice:.1%}"
+        text = f"largest difference of scores {self.largest_difference:.2g}, same best token {self.same_choice:.1%}"
+        return text if self.rounding is None else f"{text}, weights within {self.rounding:.2f} of their rounding"
 
 
 def prompt_for(model: GPTModel, n_tokens: int = 64) -> Tensor:
@@ -38,10 +49,21 @@ def prompt_for(model: GPTModel, n_tokens: int = 64) -> Tensor:
 
 
 @torch.no_grad()
-def prove(source: GPTModel, result: GPTModel) -> Proof:
-    """Compare two models, both in `eval` mode, on `prompt_for(source)`."""
+def prove(source: GPTModel, result: GPTModel, rounding: Callable[[str, Tensor], Tensor] | None = None) -> Proof:
+    """Compare two models, both in `eval` mode, on `prompt_for(source)`.
+
+    `rounding(name, weights)` gives the largest error of each weight, where the result's are rounded.
+    """
     prompt = prompt_for(source)
-    return compare(source(prompt.to(source.device)), result(prompt.to(result.device)))
+    proof = compare(source(prompt.to(source.device)), result(prompt.to(result.device)))
+    if rounding is None:
+        return proof
+    found, worst = result.state_dict(), 0.0
+    for name, expected in source.state_dict().items():
+        error = (expected.float() - found[name].float()).abs()
+        parts = torch.where(error == 0, 0.0, error / rounding(name, expected.float()))  # of what may be lost
+        worst = max(worst, float(parts.nan_to_num(nan=math.inf).max()))
+    return dataclasses.replace(proof, rounding=worst)
 
 
 def compare(expected: Tensor, found: Tensor) -> Proof:

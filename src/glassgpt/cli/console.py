@@ -1,0 +1,111 @@
+"""What the commands print on: streams that take every text, warnings in one line, JSON, a bar for downloads."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glassgpt.terminal_text import one_line
+
+if TYPE_CHECKING:
+    from glassgpt.training.progress import Progress
+
+
+def say(message: str, code: int) -> int:
+    """Print one line on standard error; returns the exit code."""
+    print(f"glassgpt: {message}", file=sys.stderr)
+    return code
+
+
+def prepare_streams() -> None:
+    """Printing never fails because a terminal's encoding lacks a letter, or because a stream is closed (`>&-`).
+
+    A file or a pipe gets UTF-8, as every file that glassgpt reads, unless `PYTHONIOENCODING` says otherwise.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            utf8 = not stream.isatty() and "PYTHONIOENCODING" not in os.environ
+            stream.reconfigure(encoding="utf-8" if utf8 else None, errors="backslashreplace")
+
+
+def read_standard_input() -> str:
+    """All of it, without the final line end that `echo` adds. `ValueError` where it is closed or not UTF-8."""
+    if sys.stdin is None:
+        raise ValueError("standard input is closed: give the prompt as an argument")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not UTF-8 (byte {error.object[error.start]:#04x})") from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+@contextlib.contextmanager
+def warnings_shown() -> Iterator[None]:
+    """Inside, every warning, logged or through `warnings`, is one line on standard error."""
+
+    def show(message: object, *_: Any, **__: Any) -> None:
+        print(f"glassgpt: warning: {one_line(message)}", file=sys.stderr)
+
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: show(record.getMessage())  # type: ignore[method-assign]
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
+    finally:
+        root.removeHandler(handler)
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON. It knows neither NaN nor infinity: they become null."""
+    text = json.dumps(value, default=str)
+    print(json.dumps(json.loads(text, parse_constant=lambda _: None)))
+
+
+@contextlib.contextmanager
+def run_view(json_asked: bool) -> Iterator[Progress]:
+    """The view of a training run; the terminal is left in order whatever happens."""
+    from glassgpt.training.terminal import LiveView, progress_for
+
+    progress = progress_for(sys.stderr if json_asked else sys.stdout)
+    try:
+        yield progress
+    finally:
+        if isinstance(progress, LiveView):
+            progress.close()
+
+
+@contextlib.contextmanager
+def download_bar() -> Iterator[Callable[[int, int | None], None]]:
+    """A callback for downloads that draws a bar with rate and time left, from its first call on."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task("", total=None)
+
+    def progress(done: int, total: int | None) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield progress
+    finally:
+        if bar.live.is_started:  # one that never was would still end with an empty line
+            bar.stop()

@@ -1,0 +1,115 @@
+"""`glassgpt generate` and `glassgpt chat`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from glassgpt.cli.console import print_json, read_standard_input, say
+from glassgpt.cli.options import DONE, FAILED, add_fields, add_machine, add_model, command, given, load, whole
+from glassgpt.generation.options import Generation
+from glassgpt.terminal_text import one_line, visible
+
+_OVERFLOW = "slide"  # a person wants more text rather than an error
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands of this file."""
+    generate = command(commands, "generate", _generate, "continue a prompt")
+    add_model(generate)
+    generate.add_argument(
+        "prompt", metavar="PROMPT", help="the text to continue; - reads standard input, but for its final line end"
+    )
+    generate.add_argument("--n", type=whole, default=1, metavar="N", help="number of continuations (default: 1)")
+    add_fields(generate, Generation, overflow=_OVERFLOW)
+    add_machine(generate)
+
+    chat = command(commands, "chat", _chat, "talk with a model, line by line", json=False)
+    add_model(chat)
+    add_fields(chat, Generation, overflow=_OVERFLOW)
+    add_machine(chat)
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    options = given(arguments, Generation)
+    prompt = read_standard_input() if arguments.prompt == "-" else arguments.prompt
+    model, tokenizer = load(arguments)
+    from glassgpt.generation.text import complete, stream_rows
+
+    prompts = [prompt] * arguments.n
+    seed = options.pop("seed", None)
+    options["seeds"] = [None if seed is None else seed + n for n in range(arguments.n)]
+    if arguments.json:
+        completions = complete(model, tokenizer, prompts, **options)
+        print_json({"prompt": prompt, "completions": [dataclasses.asdict(completion) for completion in completions]})
+        return DONE
+    pieces = stream_rows(model, tokenizer, prompts, **options)
+    held = [""] * arguments.n  # the first continuation is shown while it is written, the others after it
+
+    def first() -> Iterator[str]:
+        for number, piece in pieces:
+            if number:
+                held[number] += piece
+            else:
+                yield piece
+
+    for _ in _printed(prompt, first()):
+        pass
+    for text in held[1:]:
+        for _ in _printed(prompt, iter([text])):
+            pass
+    return DONE
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    options = given(arguments, Generation)
+    options["stop"] = [*options.get("stop", ()), "\nYou:"]
+    model, tokenizer = load(arguments)
+    from glassgpt.generation.text import stream
+
+    with contextlib.suppress(ImportError):  # line editing and history, where the platform has them
+        __import__("readline")
+    print("A base model continues the text of this talk.")
+    print("/reset forgets it, Ctrl-C stops an answer, /quit or Ctrl-D ends.")
+    text = ""
+    while True:
+        try:
+            line = input("You: ")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return DONE
+        if line.strip() in ("/quit", "/exit"):
+            return DONE
+        if line.strip() == "/reset":
+            text = ""
+            continue
+        asked = f"{text}You: {line}\nGPT:"
+        try:
+            pieces = stream(model, tokenizer, asked, **options)
+        except ValueError as error:  # a character that the vocabulary lacks, or too long a talk: the line is forgotten
+            say(one_line(error), FAILED)
+            continue
+        text = asked
+        with contextlib.suppress(KeyboardInterrupt):  # what was shown so far stays in the talk
+            for piece in _printed("GPT:", pieces):
+                text += piece
+        text += "\n"
+
+
+def _printed(shown: str, pieces: Iterator[str]) -> Iterator[str]:
+    """Print the text `shown` and then each piece, which is handed on once it is printed; a line end comes last."""
+    # a file gets the text as it is; a terminal would obey the control characters in it
+    show = visible if sys.stdout.isatty() else str
+    sys.stdout.write(show(shown))
+    sys.stdout.flush()
+    try:
+        for piece in pieces:
+            sys.stdout.write(show(piece))
+            sys.stdout.flush()
+            yield piece
+    finally:
+        sys.stdout.write("\n")  # after Ctrl-C, too: what comes next begins a line

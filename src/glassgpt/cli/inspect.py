@@ -1,0 +1,66 @@
+"""`glassgpt evaluate` and `glassgpt explain`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from glassgpt.cli.console import print_json
+from glassgpt.cli.options import DONE, add_machine, add_model, command, load, whole
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands of this file."""
+    evaluate = command(commands, "evaluate", _evaluate, "measure a model on text: loss, perplexity, bits per byte")
+    add_model(evaluate)
+    evaluate.add_argument("text", nargs="+", metavar="TEXT", help="text files or folders")
+    add_machine(evaluate)
+
+    explain = command(commands, "explain", _explain, "show what a model expects at each token, and where it looks")
+    add_model(explain)
+    explain.add_argument("prompt", metavar="PROMPT", help="the text to look at")
+    explain.add_argument("--top", type=whole, default=5, metavar="N", help="likeliest tokens shown (default: 5)")
+    explain.add_argument("--out", type=Path, metavar="FILE", help="new PNG file for the attention maps (default: none)")
+    add_machine(explain)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from glassgpt.training.evaluate import evaluate
+
+    model, tokenizer = load(arguments)
+    result = evaluate(model, tokenizer, arguments.text)
+    if arguments.json:
+        print_json(dataclasses.asdict(result))
+    else:
+        print(f"loss           {result.loss:.4f} nats per token")
+        print(f"perplexity     {result.perplexity:.2f}")
+        print(f"bits per byte  {result.bits_per_byte:.4f}")
+        print(f"text           {result.n_bytes:,} bytes, {result.n_tokens:,} tokens")
+    return DONE
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from glassgpt.explain import attention_maps, plot_attention, trace
+    from glassgpt.files import creating
+
+    model, tokenizer = load(arguments)
+    tokens = trace(model, tokenizer, arguments.prompt, arguments.top)
+    if arguments.json:
+        print_json([dataclasses.asdict(token) for token in tokens])
+    else:
+        print(f"{'token':>16}  probability   likeliest next")
+        for token in tokens:
+            probability = "" if token.probability is None else f"{token.probability:.3f}"
+            best = "  ".join(f"{text!r} {p:.2f}" for text, p in token.likeliest)
+            print(f"{token.text!r:>16}  {probability:>11}   {best}")
+    if arguments.out:
+        maps = attention_maps(model, tokenizer.encode(arguments.prompt))
+        with creating(arguments.out) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is a box in the picture
+            plot_attention(maps, [token.text for token in tokens]).savefig(temporary, format="png")
+        print(f"attention maps: {arguments.out}", file=sys.stderr)
+    return DONE

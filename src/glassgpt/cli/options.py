@@ -1,0 +1,122 @@
+"""From options to arguments: the fields of a class of `Options` as `--field`, and the arguments that commands share."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import typing
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Any, NoReturn
+
+from glassgpt.options import Options, Rule
+
+if TYPE_CHECKING:
+    from glassgpt.model import GPTModel
+    from glassgpt.tokenizer import Tokenizer
+
+DONE, FAILED, MISUSED = 0, 1, 2
+"""Exit codes: it worked; it could not be done; it was used incorrectly."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage is one `--help` away."""
+
+    def error(self, message: str) -> NoReturn:
+        """See `argparse`."""
+        self.exit(MISUSED, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:  # type: ignore[override]
+        with contextlib.suppress(BrokenPipeError):
+            super()._print_message(message, file)
+
+
+def command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, *, json: bool = True
+) -> argparse.ArgumentParser:
+    """Add a command that `run` executes; `text` is its line of help."""
+    result: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    result.set_defaults(run=run, json=False)
+    if json:
+        result.add_argument("--json", action="store_true", help="print the result as JSON")
+    result.add_argument("--traceback", action="store_true", help="show where in the code an error comes from")
+    return result
+
+
+def add_fields(parser: argparse.ArgumentParser, options: type[Options], **defaults: Any) -> None:
+    """An argument for each field; `defaults` are those that the command line has for itself."""
+    given = options()
+    for name, (kind, rule) in options.rules().items():
+        default = defaults.get(name, getattr(given, name))
+        kinds = {kind, *typing.get_args(kind)}
+        flag = f"--{name.replace('_', '-')}"
+        if bool in kinds:
+            parser.add_argument(flag, action="store_true", default=None, help=rule.help)
+            continue
+        parser.add_argument(
+            flag,
+            action="append" if typing.get_origin(kind) is tuple else "store",
+            type=int if int in kinds else float if float in kinds else str,
+            default=defaults.get(name),
+            choices=rule.choices or None,
+            metavar=None if rule.choices else rule.unit.upper() or "TEXT",
+            help=_help(rule, default),
+        )
+
+
+def _help(rule: Rule, default: Any) -> str:
+    shown = default if default not in (None, "", ()) else rule.derived or "none"
+    return f"{rule.help} (default: {shown:g})" if isinstance(shown, float) else f"{rule.help} (default: {shown})"
+
+
+def given(arguments: argparse.Namespace, options: type[Options]) -> dict[str, Any]:
+    """The fields of `options` that were given on the command line, checked (`ValueError`)."""
+    values = {name: getattr(arguments, name, None) for name in options.rules()}
+    values = {name: value for name, value in values.items() if value is not None}
+    options.from_dict(values)
+    return values
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The argument that names a model."""
+    parser.add_argument("model", metavar="MODEL", help="a model directory or file, or a name to download: gpt2")
+
+
+def add_machine(parser: argparse.ArgumentParser, device: bool = True) -> None:
+    """Where to compute."""
+    if device:
+        parser.add_argument(
+            "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default: auto)"
+        )
+    parser.add_argument(
+        "--threads", type=whole, metavar="N", help="CPU threads (default: as many as there are cores to use)"
+    )
+
+
+def load(arguments: argparse.Namespace) -> tuple[GPTModel, Tokenizer]:
+    """The model that was named, on the device that was asked for."""
+    from glassgpt.checkpoint import load_model
+    from glassgpt.cli.console import download_bar
+    from glassgpt.device import pick_device, set_threads
+
+    set_threads(arguments.threads)
+    with download_bar() as progress:
+        return load_model(arguments.model, device=pick_device(arguments.device), progress=progress)
+
+
+def whole(text: str) -> int:
+    """An argument that is a whole number, at least 1."""
+    if not (text.isascii() and text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least 1")
+    return int(text)
+
+
+def above_zero(text: str) -> float:
+    """An argument that is a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number, above 0")
+    return value

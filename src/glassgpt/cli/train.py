@@ -1,0 +1,84 @@
+"""`glassgpt demo` and `glassgpt train`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from glassgpt.cli.console import print_json, run_view
+from glassgpt.cli.options import DONE, FAILED, above_zero, add_fields, add_machine, command, given
+from glassgpt.config import PRESETS
+from glassgpt.training.settings import Settings
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands of this file."""
+    demo = command(
+        commands, "demo", _demo, "train a small GPT on Python's own manual for a minute, and watch it write", json=False
+    )
+    demo.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="directory of the run (default: runs/demo, or runs/demo-2 and so on where that is taken)",
+    )
+    demo.add_argument("--seconds", type=above_zero, default=60.0, help="time to train (default: %(default)g)")
+    add_machine(demo, device=False)
+
+    train = command(commands, "train", _train, "train a GPT on your own text")
+    train.add_argument("text", nargs="*", metavar="TEXT", help="text files or folders (none: Python's own manual)")
+    train.add_argument("--out", default="runs/model", metavar="DIR", help="directory of the run (default: %(default)s)")
+    train.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
+    train.add_argument("--overwrite", action="store_true", help="put a new run in the place of the one in --out")
+    train.add_argument(
+        "--shape", choices=PRESETS, help="size of a new model, trained from scratch (default: by the size of the text)"
+    )
+    train.add_argument(
+        "--tokenizer",
+        choices=("bpe", "gpt2", "char", "byte"),
+        help="how text becomes tokens (default: bpe, trained on the text)",
+    )
+    train.add_argument("--minutes", type=above_zero, help="train about this long, instead of --steps (default: 5)")
+    add_fields(train, Settings)
+    add_machine(train)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from glassgpt.demo import demo
+    from glassgpt.device import set_threads
+
+    set_threads(arguments.threads)
+    with run_view(json_asked=False) as progress:
+        result = demo(arguments.out, arguments.seconds, progress, sys.stdout)
+    return DONE if result.finished else FAILED
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from glassgpt.device import set_threads
+    from glassgpt.training.train import train
+
+    settings = given(arguments, Settings)
+    set_threads(arguments.threads)
+    with run_view(arguments.json) as progress:
+        result = train(
+            arguments.text,
+            arguments.out,
+            shape=arguments.shape,
+            tokenizer=arguments.tokenizer,
+            minutes=arguments.minutes,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            device=arguments.device,
+            threads=arguments.threads,
+            progress=progress,
+            **settings,
+        )
+    if arguments.json:
+        print_json(dataclasses.asdict(result))
+    elif result.finished:
+        print(f'next: glassgpt generate {shlex.quote(str(result.directory))} "Once upon a time"', file=sys.stderr)
+    return DONE if result.finished else FAILED

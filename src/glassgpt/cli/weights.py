@@ -1,0 +1,109 @@
+"""`glassgpt download`, `glassgpt import` and `glassgpt export`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glassgpt.cli.console import download_bar, print_json, say
+from glassgpt.cli.options import DONE, FAILED, add_model, command, whole
+
+if TYPE_CHECKING:
+    from glassgpt.weights.convert import Conversion
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands of this file."""
+    download = command(commands, "download", _download, "fetch GPT-2's weights, checked before they count")
+    download.add_argument(
+        "name", metavar="NAME", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, 124M ..., owner/name, URL"
+    )
+    download.add_argument("--openai", action="store_true", help="OpenAI's original files instead of Hugging Face's")
+    download.add_argument("--weights-dir", type=Path, metavar="DIR", help="where they go (default: the usual cache)")
+    download.add_argument("--print-urls", action="store_true", help="only show what to fetch by hand, and its sha256")
+
+    imports = command(commands, "import", _import, "turn weights of any known format into a model directory")
+    imports.add_argument("path", metavar="PATH", help="the directory or file; its format is found by looking")
+    imports.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new model directory")
+    imports.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="directory of the tokenizer (default: beside the weights)"
+    )
+    imports.add_argument(
+        "--n-heads", type=whole, metavar="N", help="for the book's files (default: GPT-2's of the same width)"
+    )
+
+    export = command(commands, "export", _export, "write a model for other tools, and prove that it is the same")
+    add_model(export)
+    export.add_argument("--to", required=True, choices=("huggingface", "gguf", "book", "onnx"), help="the format")
+    export.add_argument("--out", type=Path, required=True, metavar="PATH", help="the new file; huggingface: directory")
+    export.add_argument("--type", choices=("f32", "f16", "q8_0"), help="GGUF only: number type (default: f32)")
+    export.add_argument("--name", help="GGUF only: the model's name in the file (default: the file's)")
+
+
+def _download(arguments: argparse.Namespace) -> int:
+    from glassgpt.weights.download import download_openai_gpt2, files_to_fetch, resolve_model
+
+    if arguments.print_urls:
+        files = files_to_fetch(arguments.name, "openai" if arguments.openai else "huggingface")
+        if arguments.json:
+            print_json([file._asdict() for file in files])
+        else:
+            for file in files:
+                size = "size unknown" if file.size is None else f"{file.size:,} bytes"
+                print(f"{file.url}\n    {size}, sha256 {file.sha256 or 'unknown'}, as {file.path}")
+        return DONE
+    with download_bar() as progress:
+        if arguments.openai:
+            path = download_openai_gpt2(arguments.name, arguments.weights_dir or Path("gpt2"), progress=progress)
+        else:
+            path = resolve_model(arguments.name, weights_dir=arguments.weights_dir, progress=progress)
+    if arguments.json:
+        print_json({"path": path})
+    else:
+        print(path)
+    return DONE
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from glassgpt.weights.convert import import_model
+
+    with download_bar() as progress:
+        result = import_model(
+            arguments.path,
+            arguments.out,
+            tokenizer=arguments.tokenizer,
+            n_heads=arguments.n_heads,
+            progress=progress,
+        )
+    return _report(arguments, result)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from glassgpt.weights.convert import export_model
+
+    with download_bar() as progress:
+        result = export_model(
+            arguments.model,
+            arguments.out,
+            arguments.to,
+            number_type=arguments.type,
+            name=arguments.name,
+            progress=progress,
+        )
+    return _report(arguments, result)
+
+
+def _report(arguments: argparse.Namespace, result: Conversion) -> int:
+    if arguments.json:
+        print_json(dataclasses.asdict(result.proof) | {"out": result.path, "config": result.config.to_dict()})
+    else:
+        print(f"{result.path}: {result.config.n_parameters():,} parameters")
+        print(f"proof: {result.proof}")
+    for note in result.notes:
+        print(note, file=sys.stderr)
+    if not result.proof.holds():
+        return say(f"{result.path} does not compute what its source computes: do not use it", FAILED)
+    return DONE
