@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick check format clean
+.PHONY: demo test quick check format docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/glassgpt demo
@@ -22,6 +22,9 @@ check: $(VENV)/.installed-test
 format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.installed
+	$(BIN)/python docs/render_cli.py > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
 
 # torch comes first and pinned: an unpinned one brings gigabytes of GPU libraries to a machine without a GPU
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -164,16 +164,16 @@ def trainer(contender: str, width: int, heads: int, layers: int, nanogpt: Path |
     if contender.startswith("glassgpt"):
         from glassgpt import GPTConfig
         from glassgpt.device import DTYPES
-        from glassgpt.training.optimizer import build_optimizers
+        from glassgpt.training.build import build
         from glassgpt.training.settings import Settings
-        from glassgpt.training.step import initial_model, take_step
+        from glassgpt.training.step import take_step
 
         sizes = dict(emb_dim=width, n_heads=heads, n_layers=layers, context_length=LENGTH)
         config = GPTConfig(**sizes, drop_rate=0.0, qkv_bias=True, tie_embeddings=True)
-        ours, settings = initial_model(config, 0), Settings(optimizer="adamw")
-        optimizers = build_optimizers(ours, settings)
+        settings = Settings(optimizer="adamw").resolved(1000)
+        ours = build(config, settings, torch.device("cpu"))
         dtype = DTYPES[contender.split()[1]]
-        return lambda x, y: take_step(ours, optimizers, (x, y), 0, settings, dtype)
+        return lambda x, y: take_step(ours.objective, ours.optimizers, (x, y), 0, settings, dtype)
 
     if contender == "nanoGPT":
         assert nanogpt is not None

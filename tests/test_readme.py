@@ -44,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = "The function returns a list. Once upon a time it returned a tuple.\n" * 200
     (folder / "my.txt").write_text(text, encoding="utf-8")
     sizes = dict(steps=5, eval_every=5, eval_batches=1, sample_tokens=0, dtype="float32")
-    train([folder / "my.txt"], folder / "runs" / "demo", model="nano", **sizes)
+    train([folder / "my.txt"], folder / "runs" / "demo", shape="nano", **sizes)
     model, _ = load_model(folder / "runs" / "demo")
     write_nanogpt(folder / "ckpt.pt", model.config.emb_dim)
     return folder
