@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 
 from glassgpt.cli import parser
 
@@ -24,4 +25,4 @@ def render() -> str:
 
 
 if __name__ == "__main__":
-    print(render(), end="")
+    sys.stdout.write(render())

@@ -35,13 +35,13 @@ def load(name: str) -> tuple[GPTModel, Tokenizer]:
 
 def main(prompt: str, model: str, device: str) -> None:
     """Print `prompt` and 25 tokens after it, drawn from the 50 best of each step."""
-    place = pick_device(device)
+    torch_device = pick_device(device)
     gpt, tokenizer = load(model)
-    gpt.to(place).eval()
+    gpt.to(torch_device).eval()
     torch.manual_seed(123)
     token_ids = generate(
         gpt,
-        text_to_token_ids(prompt, tokenizer).to(place),
+        text_to_token_ids(prompt, tokenizer).to(torch_device),
         max_new_tokens=25,
         context_size=gpt.config.context_length,
         top_k=50,
@@ -52,7 +52,7 @@ def main(prompt: str, model: str, device: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompt", default="Every effort moves you", help="the text to go on from")
+    parser.add_argument("--prompt", default="Every effort moves you", help="the text to continue")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument("--model", default="gpt2", help="a model directory, or gpt2, gpt2-medium, gpt2-large, gpt2-xl")
     arguments = parser.parse_args()

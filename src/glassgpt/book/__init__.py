@@ -1,6 +1,6 @@
 """What only the book needs, under its names: *Build a Large Language Model From Scratch*, chapters 2 to 5.
 
-The doors in `src/` give these names out again, each those that the book's file of the same name has.
+The doors in `src/` re-export these names, each those that the book's file of the same name has.
 Everything a maker needs beyond the book (data on disk, resuming, sampling options, serving) lies in the other
 packages.
 """

@@ -27,7 +27,7 @@ def generate(
 
     Draws come from PyTorch's global generator as in the book, so its seeds give its texts. `top_k` keeps the
     k best tokens of each row, and those equal to the last of them. A row ends at `eos_id` and is filled up
-    with it while others go on; when all have ended, the last `eos_id` is left out, as the book does. Raises
+    with it while others continue; when all have ended, the last `eos_id` is left out, as the book does. Raises
     `ValueError` for a temperature below 0 or a `top_k` below 1.
     """
     _check_prompt(idx)

@@ -63,8 +63,8 @@ def corpus_baselines(train_tokens: npt.NDArray[Any], validation_tokens: npt.NDAr
     lower = (n_preceders + n_seen / n_vocab) / (len(pairs) + n_seen)
 
     wanted = _pairs(validation, n_vocab)
-    place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
-    n_wanted = np.where(pairs[place] == wanted, n_pair[place], 0)
+    index = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
+    n_wanted = np.where(pairs[index] == wanted, n_pair[index], 0)
     # A context never followed by anything in training says nothing: its weight is 1 for the lower order.
     weight = np.maximum(n_followers, n_context == 0)[context]
     bigram = (n_wanted + weight * lower[target]) / (n_context[context] + weight)

@@ -88,9 +88,9 @@ _PIECE_ENDS = (_BEFORE_NEWLINE, _AFTER_NEWLINE, _BEFORE_CHARACTER)
 _LINE_ENDS = (_AFTER_NEWLINE, _BEFORE_CHARACTER)
 
 
-def _cut(block: bytes, places: Sequence[re.Pattern[bytes]]) -> int:
-    """How much of `block` comes before the first kind of place it has; never all of it, 0 for none."""
-    return next((match.end() for place in places if (match := place.match(block))), 0)
+def _cut(block: bytes, patterns: Sequence[re.Pattern[bytes]]) -> int:
+    """How much of `block` comes before the first of the patterns; never all of it, 0 for none."""
+    return next((match.end() for pattern in patterns if (match := pattern.match(block))), 0)
 
 
 def read_corpus(paths: Sequence[str | Path]) -> list[Document]:
@@ -284,7 +284,7 @@ def split_documents(
 
 
 def _cut_near(document: Document, offset: int, window: int) -> int:
-    """A good place to cut a document, at most `window` bytes (and a character) before `offset`."""
+    """A good offset to cut a document at, at most `window` bytes (and a character) before `offset`."""
     first = max(document.start, offset - max(window, 4))
     with replace(document, start=first)._open() as file:
         return first + _cut(file.read(offset + 1 - first), _LINE_ENDS)

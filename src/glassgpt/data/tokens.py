@@ -69,15 +69,15 @@ class TokenFile:
             raise FileNotFoundError(f"{path}: no such token file; {again}")
         try:
             meta = json.loads(sidecar.read_text(encoding="utf-8"))
-            kind = meta["magic"], meta["version"]
+            written_as = meta["magic"], meta["version"]
             count, n_bytes, n_vocab = int(meta["count"]), int(meta["n_bytes"]), int(meta["n_vocab"])
             dtype, fingerprint, written_with = str(meta["dtype"]), str(meta["sha256"]), str(meta["tokenizer"])
         except FileNotFoundError:
             raise ValueError(f"{path}: {sidecar.name} is missing beside it; {again}") from None
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise ValueError(f"{sidecar}: damaged ({error!r}); {again}") from None
-        if kind != (_MAGIC, _VERSION):
-            raise ValueError(f"{sidecar}: of kind {kind}, but this reads {(_MAGIC, _VERSION)}; {again}")
+        if written_as != (_MAGIC, _VERSION):
+            raise ValueError(f"{sidecar}: of format {written_as}, but this reads {(_MAGIC, _VERSION)}; {again}")
         if tokenizer is not None and not (tokenizer.n_vocab == n_vocab and tokenizer.has_fingerprint(written_with)):
             raise ValueError(
                 f"{path}: written with another tokenizer ({n_vocab} ids, {written_with[:12]}) than this one "

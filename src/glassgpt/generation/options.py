@@ -52,8 +52,8 @@ class Generation(Sampling):
     )
     overflow: str = option(
         "error",
-        "past the context length: refuse before any computation (error), or go on with exactly what recomputing the "
-        "last tokens that fit gives (slide; each token then costs a whole context)",
+        "past the context length: refuse before any computation (error), or compute exactly what reading the "
+        "last tokens that fit again gives (slide; each token then costs a whole context)",
         choices=OVERFLOW,
     )
     ignore_eot: bool = option(False, "never draw the end of text")

@@ -1,4 +1,4 @@
-"""What a run picks for itself where it was told nothing: tokenizer and shape. Each choice is a line to be shown."""
+"""What a run picks for itself where it was given nothing: tokenizer and shape. Each choice is a line to be shown."""
 
 from __future__ import annotations
 

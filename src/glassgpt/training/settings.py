@@ -1,4 +1,4 @@
-"""What a training run can be told: the fields are `train`'s keywords, the command line's options and their help."""
+"""What a training run can be given: the fields are `train`'s keywords, the command line's options and their help."""
 
 from __future__ import annotations
 
