@@ -633,3 +633,31 @@ assert encoding.encode("<|endoftext|>", allowed_special={{"<|endoftext|>"}}) == 
     source = str(Path(module.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": source, "TIKTOKEN_CACHE_DIR": ""}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda backend: setattr(backend, "normalizer", tokenizers.normalizers.Lowercase()),
+        lambda backend: setattr(backend, "pre_tokenizer", tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)),
+        lambda backend: setattr(
+            backend, "pre_tokenizer", tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        ),
+    ],
+)
+def test_a_text_that_is_not_cut_as_gpt2_does_has_no_byte_level_vocabulary(
+    sample_text: str, spoil: Callable[[tokenizers.Tokenizer], None]
+) -> None:
+    """Who takes such a vocabulary for GPT-2's, as llama.cpp would, gets other ids for the same text."""
+    backend = tokenizers.Tokenizer.from_str(Tokenizer.train_bpe([sample_text], 300)._backend.to_str())
+    assert Tokenizer(backend).byte_level_vocabulary() is not None
+    spoil(backend)
+    assert Tokenizer(backend).byte_level_vocabulary() is None
+
+
+def test_control_tokens_are_those_no_text_encodes_to(sample_text: str) -> None:
+    backend = tokenizers.Tokenizer.from_str(Tokenizer.train_bpe([sample_text], 300)._backend.to_str())
+    backend.add_special_tokens(["<|user|>"])
+    tokenizer = Tokenizer(backend)
+    assert tokenizer.special_ids == {tokenizer.eot_id, 300}
+    assert not tokenizer.special_ids & set(tokenizer.encode("<|user|><|endoftext|>"))

@@ -632,14 +632,20 @@ def test_chat_goes_on_after_a_line_it_cannot_read(
     assert re.fullmatch(r"glassgpt: a prompt of .* exceed the context length of 16: .*\n", errors)
 
 
-def test_ctrl_c_stops_an_answer_and_not_the_chat(glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
-    def stream(*_: object, **__: object) -> Iterator[str]:
+def test_ctrl_c_stops_an_answer_and_what_was_shown_stays(
+    glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def stream(model: object, tokenizer: object, prompt: str, **_: object) -> Iterator[str]:
+        asked.append(prompt)
         yield " well"
         raise KeyboardInterrupt
 
     monkeypatch.setattr(f"{GENERATE}.stream", stream)
     code, printed, errors = talk(glass, monkeypatch, "one\ntwo\n")
     assert (code, printed.count("GPT: well\n"), errors) == (0, 2, "")
+    assert asked == ["You: one\nGPT:", "You: one\nGPT: well\nYou: two\nGPT:"]
 
 
 @pytest.mark.slow

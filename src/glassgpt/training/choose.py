@@ -9,8 +9,12 @@ from glassgpt.config import GPTConfig, preset
 from glassgpt.data.corpus import Document
 from glassgpt.options import Rule, check
 from glassgpt.tokenizer import Tokenizer
+from glassgpt.training.progress import Progress
 
 TOKENIZERS = ("bpe", "gpt2", "char", "byte")
+
+MAX_BPE_BYTES = 2**26
+"""Text that a BPE is trained on: more changes next to nothing in its merges, and takes minutes and much memory."""
 
 
 def check_tokenizer(name: Tokenizer | str | None) -> None:
@@ -20,9 +24,13 @@ def check_tokenizer(name: Tokenizer | str | None) -> None:
 
 
 def choose_tokenizer(
-    name: str | None, train: Sequence[Document], validation: Sequence[Document], choices: list[str]
+    name: str | None,
+    train: Sequence[Document],
+    validation: Sequence[Document],
+    choices: list[str],
+    progress: Progress,
 ) -> Tokenizer:
-    """The tokenizer called `name`; None is a BPE trained on the training part."""
+    """The tokenizer called `name`; None is a BPE trained on the training part, or on `MAX_BPE_BYTES` spread over it."""
     if name == "gpt2":
         return Tokenizer.gpt2()
     if name == "byte":
@@ -37,8 +45,13 @@ def choose_tokenizer(
     n_bytes = sum(document.n_bytes for document in (*train, *validation))
     # about one token of vocabulary for each 2 kB of text, in powers of two
     size = min(16384, max(512, 2 ** round(math.log2(max(n_bytes, 1) / 2000))))
-    tokenizer = Tokenizer.train_bpe(texts(train), size)
-    choices.append(f"tokenizer: BPE of {tokenizer.n_vocab:,} tokens, trained on the training part")
+    share = min(1.0, MAX_BPE_BYTES / sum(document.n_bytes for document in train))
+    part = "the training part" if share == 1 else f"{share:.0%} of the training part, spread evenly"
+    progress.message(f"training a tokenizer on {part}")
+    # the n-th text is taken where n shares reach the next whole number
+    sample = (text for n, text in enumerate(texts(train)) if int((n + 1) * share) > int(n * share))
+    tokenizer = Tokenizer.train_bpe(sample, size)
+    choices.append(f"tokenizer: BPE of {tokenizer.n_vocab:,} tokens, trained on {part}")
     return tokenizer
 
 

@@ -82,7 +82,7 @@ def prepare(request: Request, out: Path, run: Path, device: torch.device, progre
     choices.append(f"text: {n_bytes:,} bytes in {len(documents):,} documents, every tenth byte for validation")
     tokenizer = request.tokenizer
     if not isinstance(tokenizer, Tokenizer):
-        tokenizer = choose_tokenizer(tokenizer, train_part, validation_part, choices)
+        tokenizer = choose_tokenizer(tokenizer, train_part, validation_part, choices, progress)
     check_sample(tokenizer, settings)
     config = (config or choose_shape(n_bytes, choices)).replace(vocab_size=tokenizer.n_vocab)
 

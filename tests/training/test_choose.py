@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+
+from glassgpt import Tokenizer
+from glassgpt.data.corpus import read_corpus
+from glassgpt.training import choose
+from glassgpt.training.choose import check_tokenizer, choose_shape, choose_tokenizer
+from glassgpt.training.progress import Progress
+
+
+class Heard(Progress):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def write_texts(folder: Path, n: int) -> list[Path]:
+    paths = [folder / f"{i}.txt" for i in range(n)]
+    for i, path in enumerate(paths):
+        path.write_text(f"{chr(ord('a') + i)} word " * 100, encoding="utf-8")
+    return paths
+
+
+def test_a_bpe_is_trained_on_a_part_spread_over_a_large_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = read_corpus(write_texts(tmp_path, 10))
+    monkeypatch.setattr(choose, "MAX_BPE_BYTES", sum(d.n_bytes for d in documents) * 2 // 5)
+    seen: list[str] = []
+
+    def train_bpe(texts: list[str], vocab_size: int) -> Tokenizer:
+        seen.extend(text[0] for text in texts)
+        return Tokenizer.bytes_()
+
+    monkeypatch.setattr(choose.Tokenizer, "train_bpe", train_bpe)
+    heard, choices = Heard(), []
+    choose_tokenizer(None, documents, documents, choices, heard)
+    assert "".join(seen) == "cehj"
+    assert heard.messages == ["training a tokenizer on 40% of the training part, spread evenly"]
+    assert choices == ["tokenizer: BPE of 257 tokens, trained on 40% of the training part, spread evenly"]
+
+
+def test_a_text_of_usual_size_is_read_whole(tmp_path: Path) -> None:
+    documents = read_corpus(write_texts(tmp_path, 3))
+    heard, choices = Heard(), []
+    tokenizer = choose_tokenizer("bpe", documents, documents, choices, heard)
+    whole = Tokenizer.train_bpe([text for document in documents for text in document.pieces()], 512)
+    assert tokenizer.fingerprint == whole.fingerprint
+    assert heard.messages == ["training a tokenizer on the training part"]
+
+
+def test_characters_are_those_of_both_parts(tmp_path: Path) -> None:
+    a, b = (read_corpus([path]) for path in write_texts(tmp_path, 2))
+    assert choose_tokenizer("char", a, b, [], Heard()).decode([0, 1]) != ""
+    assert choose_tokenizer("char", a, b, [], Heard()).encode("a b")
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "name"), [(1, "nano"), (299_999, "nano"), (300_000, "micro"), (10**8, "small"), (10**12, "small")]
+)
+def test_the_shape_grows_with_the_text(n_bytes: int, name: str) -> None:
+    choices: list[str] = []
+    assert choose_shape(n_bytes, choices) == choose.preset(name)
+    assert choices == [f"shape: {name}, for {n_bytes:,} bytes of text"]
+
+
+def test_a_tokenizer_that_is_unknown() -> None:
+    with pytest.raises(ValueError, match="^tokenizer 'runes' must be one of bpe, gpt2, char, byte$"):
+        check_tokenizer("runes")
+    check_tokenizer(None)
+    check_tokenizer(Tokenizer.bytes_())
