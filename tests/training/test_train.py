@@ -115,7 +115,7 @@ def test_kill_9_and_resume_by_the_command_line(tmp_path: Path, text: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, text: Path, how: signal.Signals) -> None:
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path, text: Path, how: signal.Signals) -> None:
     out = tmp_path / "run"
     options = [
         str(text),
@@ -134,7 +134,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, text: Path, how: sig
     process.send_signal(how)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"go on with: glassgpt train --resume --out {out}" in printed
+    assert f"resume with: glassgpt train --resume --out {out}" in printed
     _, state = newest_checkpoint(out)
     assert state.step == len([r for r in read_log(out) if r["kind"] == "step"]) > 0
 
