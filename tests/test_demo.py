@@ -76,7 +76,27 @@ def test_the_story(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for words in asked[:2]:
         assert main([*words[1:], "--threads", "1"]) == 0
     assert (tmp_path / "maps.png").exists()
-    assert demo(out, 0.1, Progress(), StringIO()).finished  # once more in the same place: it begins anew
+    saved = (out / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="the run already holds a run"):
+        demo(out, 0.1, Progress(), StringIO())
+    assert (out / "model.safetensors").read_bytes() == saved
+
+
+def test_an_earlier_run_stays_as_it_is(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no place is named, each run gets the next one that is free, and says where it went."""
+    monkeypatch.chdir(tmp_path)
+    runs = tmp_path / "runs"
+    (runs / "demo").mkdir(parents=True)  # an empty folder is free
+    stream = StringIO()
+    assert demo(None, 0.1, Progress(), stream).directory == Path("runs/demo")
+    assert "an earlier run" not in stream.getvalue()
+    saved = (runs / "demo" / "model.safetensors").read_bytes()
+    (runs / "demo-2").write_text("somebody's file", encoding="utf-8")
+    stream = StringIO()
+    assert demo(None, 0.1, Progress(), stream).directory == Path("runs/demo-3")
+    assert "runs/demo holds an earlier run, which stays as it is: this one goes to runs/demo-3." in stream.getvalue()
+    check_story(stream.getvalue(), Path("runs/demo-3"))
+    assert (runs / "demo" / "model.safetensors").read_bytes() == saved
 
 
 @pytest.mark.slow
@@ -95,7 +115,7 @@ def test_ctrl_c_ends_the_story_where_it_is(small: None, tmp_path: Path) -> None:
             signal.raise_signal(signal.SIGINT)
 
     stream = StringIO()
-    result = demo(tmp_path / "run", 1.0, Impatient(), stream)
+    result = demo(tmp_path / "run", 60.0, Impatient(), stream)  # many steps, however busy the machine is
     assert (result.finished, result.steps) == (False, 1)
     assert "What to type next" not in stream.getvalue()
 

@@ -105,7 +105,7 @@ def test_a_gpu_takes_bfloat16_from_8_0(
     assert pick_dtype("auto", CUDA, 768)[0] == (dtype or "float32")
     assert pick_dtype("float32", CUDA, 768)[0] == "float32"
     if dtype is None:
-        with pytest.raises(ValueError, match=r"compute capability 8\.0 or more: use --dtype float32"):
+        with pytest.raises(ValueError, match=r"compute capability 8\.0 or more: use float32"):
             pick_dtype("bfloat16", CUDA, 768)
 
 
@@ -115,7 +115,7 @@ def test_mps_takes_float32() -> None:
 
 @pytest.mark.parametrize("name", ["float16", "bf16", ""])
 def test_a_number_type_that_is_unknown(name: str) -> None:
-    with pytest.raises(ValueError, match=f"dtype '{name}' is unknown: use auto, float32, bfloat16"):
+    with pytest.raises(ValueError, match=f"dtype '{name}' must be one of auto, float32, bfloat16"):
         pick_dtype(name, CPU, 768)
 
 
@@ -163,6 +163,8 @@ def test_threads_as_asked(machine, threads: list[int], monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("wrong", [0, -1, 1025, 10**9])
 def test_threads_that_cannot_be(machine, threads: list[int], wrong: int) -> None:
-    with pytest.raises(ValueError, match=rf"threads {wrong} is outside 1\.\.1024: best is one for each of the 8 cores"):
+    with pytest.raises(
+        ValueError, match=rf"threads {wrong} must be from 1 to 1024; best is one for each of the 8 cores"
+    ):
         set_threads(wrong)
     assert threads == []

@@ -355,7 +355,7 @@ def test_bad_prompts(model: GPTModel, tiny_tokenizer: Tokenizer, monkeypatch: py
         complete(model, tiny_tokenizer, "abc", max_new_tokens=1)
     with pytest.raises(ValueError, match="^2 seeds for 1 prompts: give one for each$"):
         complete(model, tiny_tokenizer, ["a"], seeds=[1, 2], max_new_tokens=1)
-    monkeypatch.setattr(Tokenizer, "eot_id", None)
+    monkeypatch.setattr(tiny_tokenizer, "eot_id", None)
     with pytest.raises(ValueError, match="^the prompt is empty: give at least one token$"):
         complete(model, tiny_tokenizer, [""], max_new_tokens=1)
 

@@ -217,7 +217,7 @@ def test_the_end_says_how_to_go_on() -> None:
     view.finish(result())
     assert printed(view) == "done after 100 steps: best validation loss 3.200, saved in runs/mine\n"
     view.finish(result(finished=False, directory="my runs/$x"))
-    assert printed(view).splitlines()[-1] == "go on with: glassgpt train --resume --out 'my runs/$x'"
+    assert printed(view).splitlines()[-1] == "resume with: glassgpt train --resume --out 'my runs/$x'"
 
 
 def test_text_is_never_taken_for_markup() -> None:
