@@ -189,9 +189,7 @@ def test_an_equal_head_and_embedding_become_one(tmp_path: Path) -> None:
 def test_the_number_of_heads_is_asked_for_unless_the_width_is_gpt2s(tmp_path: Path) -> None:
     """It leaves no trace in the tensors: a wrong guess would load and compute something else."""
     path = saved(tmp_path, the_books(emb_dim=128, n_heads=2, n_layers=1).state_dict())
-    with pytest.raises(
-        ValueError, match=r"model\.pth: the number of heads is not in the file: .* --n-heads N takes it"
-    ):
+    with pytest.raises(ValueError, match=r"model\.pth: the number of heads is not in the file: give n_heads$"):
         read_model(path)
     with pytest.raises(ValueError, match=r"model\.pth: emb_dim 128 is not divisible by n_heads 5: use n_heads 4"):
         read_model(path, n_heads=5)
@@ -217,7 +215,7 @@ Edit = Callable[[dict[str, Any]], object]
     [
         (lambda s: s.pop("pos_emb.weight"), "has no two-dimensional tok_emb.weight and pos_emb.weight"),
         (lambda s: s.update({"tok_emb.weight": torch.zeros(12)}), "has no two-dimensional tok_emb.weight"),
-        (lambda s: s.update({"tok_emb.weight": torch.zeros(0, 12)}), "vocab_size 0 is below 1"),
+        (lambda s: s.update({"tok_emb.weight": torch.zeros(0, 12)}), "vocab_size 0 must be a whole number, at least 1"),
         (lambda s: s.update({"tok_emb.weight": torch.zeros(9, 12)}), "out_head.weight is [61, 12] where [9, 12]"),
         (lambda s: s.update({"tok_emb.weight": torch.zeros(61, 15)}), "pos_emb.weight is [16, 12] where [16, 15]"),
         (lambda s: s.update({"pos_emb.weight": torch.zeros(16, 15)}), "pos_emb.weight is [16, 15] where [16, 12]"),

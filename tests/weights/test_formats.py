@@ -322,7 +322,7 @@ def test_openais_files_give_the_scores_of_transformers(tmp_path: Path) -> None:
         ({"n_ctx": 17}, ["wpe.weight is [16, 12], the config needs [17, 12]"]),
         ({"n_head": 5}, ["hparams.json: emb_dim 12 is not divisible by n_heads 5"]),
         ({"n_head": ...}, ["hparams.json: the settings have no 'n_head'"]),
-        ({"n_embd": "12"}, ["hparams.json: emb_dim must be a whole number, not '12'"]),
+        ({"n_embd": "12"}, ["hparams.json: emb_dim '12' must be a whole number, at least 1"]),
     ],
 )
 def test_settings_of_another_shape(tmp_path: Path, tiny_model: Make, values: dict[str, Any], parts: list[str]) -> None:

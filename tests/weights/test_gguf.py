@@ -15,12 +15,15 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from glassgpt import GPTConfig, GPTModel, Tokenizer, load_model, save_model, train
 from glassgpt.cli import main
 from glassgpt.model import generate_text_simple
 from glassgpt.weights import gguf as ours
+from glassgpt.weights.convert import export_model
 from glassgpt.weights.gguf import read_gguf, write_gguf
 from glassgpt.weights.proof import prove
 
@@ -251,7 +254,7 @@ def test_what_the_format_cannot_say_is_refused(
     tmp_path: Path, tiny_model: Make, tiny_tokenizer: Tokenizer, tokenizers_by_kind: dict[str, Tokenizer]
 ) -> None:
     for message, changes, tokenizer, kind in (
-        ("a character vocabulary cannot be a GGUF", {}, tokenizers_by_kind["characters"], "f32"),
+        ("this tokenizer cannot be in a GGUF: it must be byte-level", {}, tokenizers_by_kind["characters"], "f32"),
         ("llama.cpp's GPT-2 has no sliding window", {"sliding_window": 4}, tiny_tokenizer, "f32"),
         ("GGUF type 'q4_0' is unknown: use one of f32, f16, q8_0", {}, tiny_tokenizer, "q4_0"),
     ):
@@ -312,7 +315,7 @@ def test_a_proof_that_does_not_hold_is_a_failure(
 ) -> None:
     model = tiny_model(vocab_size=257)
     save_model(model, tiny_tokenizer, tmp_path / "model")
-    monkeypatch.setattr(ours, "read_gguf", lambda _: tiny_model(vocab_size=257, seed=1))
+    monkeypatch.setattr(ours, "read_gguf", lambda *_, **__: tiny_model(vocab_size=257, seed=1))
     assert main(["export", str(tmp_path / "model"), "--to", "gguf", "--out", str(tmp_path / "m.gguf")]) == 1
     assert "does not compute what its source computes: do not use it" in capsys.readouterr().err
 
@@ -337,7 +340,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPTModel, Tokeniz
         vocab_size=512, context_length=128, emb_dim=64, n_heads=2, n_layers=2, drop_rate=0.0, qkv_bias=True
     )
     out = path.parent / "run"
-    train([path], out, model=config, tokenizer="bpe", steps=100, batch_size=8, sample_tokens=0, eval_every=100)
+    train([path], out, shape=config, tokenizer="bpe", steps=100, batch_size=8, sample_tokens=0, eval_every=100)
     model, tokenizer = load_model(out)
     return model, tokenizer, torch.tensor(tokenizer.encode(text[-10_000:])[:512]).view(4, 128)
 
@@ -452,3 +455,39 @@ def test_llama_cpp_cuts_text_into_the_same_tokens(
         assert llama.detokenize(ids).decode() == text
     allowed = llama.tokenize(b"a<|endoftext|>", add_bos=False, special=True)
     assert allowed == tokenizer.encode("a<|endoftext|>", allowed_special="all")
+
+
+# ---- a proof that can fail -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number_type", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("gelu", ["tanh", "erf"])
+@pytest.mark.parametrize("name", ["trf_blocks.1.ff.layers.0.weight", "trf_blocks.0.norm1.scale", "pos_emb.weight"])
+def test_one_corrupted_weight_is_found_whatever_the_number_type(
+    tmp_path: Path, tiny_model: Make, tiny_tokenizer: Tokenizer, number_type: str, gelu: str, name: str
+) -> None:
+    """An export of rounded weights, or of a model that llama.cpp computes otherwise, still proves something."""
+    model = tiny_model(vocab_size=257, emb_dim=32, n_heads=2, gelu=gelu)
+    save_model(model, tiny_tokenizer, tmp_path / "model")
+    assert export_model(tmp_path / "model", tmp_path / "m.gguf", "gguf", number_type=number_type).proof.holds()
+    result = ours.read_gguf(tmp_path / "m.gguf", gelu=gelu)
+    with torch.no_grad():
+        result.get_parameter(name).view(-1)[5] += 0.05
+    errors = None if number_type == "f32" else ours.rounding(number_type)
+    assert not prove(model.eval(), result, rounding=errors).holds()
+
+
+@given(
+    number_type=st.sampled_from(["f16", "q8_0"]),
+    columns=st.sampled_from([32, 64, 24]),
+    exponent=st.integers(-30, 12),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_an_honest_rounding_is_within_its_bound(number_type: str, columns: int, exponent: int, seed: int) -> None:
+    weights = torch.randn(4, columns, generator=torch.Generator().manual_seed(seed)) * 2.0**exponent
+    if number_type == "q8_0" and columns % 32 == 0:
+        blocks = gguf.quantize(weights.numpy(), Q8_0)
+        rounded = torch.from_numpy(gguf.quants.dequantize(blocks, Q8_0).copy())
+    else:
+        rounded = weights.half().float()
+    assert ((rounded - weights).abs() <= ours.rounding(number_type)("head.weight", weights)).all()

@@ -254,13 +254,13 @@ def test_a_shape_that_is_none(key: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("values", "error"),
     [
-        ({"n_positions": None}, "context_length must be a whole number, not None"),
+        ({"n_positions": None}, "context_length None must be a whole number, at least 1"),
         ({"n_head": 5}, "emb_dim 12 is not divisible by n_heads 5"),
-        ({"resid_pdrop": "x"}, "drop_rate must be a number"),
-        ({"tie_word_embeddings": "yes"}, "tie_embeddings must be true or false, not 'yes'"),
+        ({"resid_pdrop": "x"}, "drop_rate 'x' must be a number"),
+        ({"tie_word_embeddings": "yes"}, "tie_embeddings 'yes' must be true or false"),
         ({"glassgpt": 3}, "'glassgpt' is 3, not an object"),
         ({"glassgpt": {"qkv_bia": True}}, "unknown config key 'qkv_bia': did you mean 'qkv_bias'"),
-        ({"glassgpt": {"sliding_window": 0}}, "sliding_window 0 is below 1"),
+        ({"glassgpt": {"sliding_window": 0}}, "sliding_window 0 must be a whole number, at least 1"),
     ],
 )
 def test_other_values_that_cannot_work(values: dict[str, Any], error: str) -> None:

@@ -206,7 +206,7 @@ def test_a_checkpoint_that_is_not_what_its_settings_say(tmp_path: Path, variable
         book.load_gpt2_params_from_tf_ckpt(tmp_path, SETTINGS | {"n_layer": 10**15})
     with pytest.raises(ValueError, match=r"has 12 variables more than a GPT-2 of 1 layers, model/h1/"):
         book.load_gpt2_params_from_tf_ckpt(tmp_path, SETTINGS | {"n_layer": 1})
-    with pytest.raises(ValueError, match=r"n_layers must be a whole number, not 'two'"):
+    with pytest.raises(ValueError, match=r"n_layers 'two' must be a whole number, at least 1"):
         book.load_gpt2_params_from_tf_ckpt(tmp_path, SETTINGS | {"n_layer": "two"})
     with pytest.raises(ValueError, match="the settings have no 'n_head'"):
         book.load_gpt2_params_from_tf_ckpt(tmp_path, {"n_vocab": 61, "n_ctx": 16, "n_embd": 12})

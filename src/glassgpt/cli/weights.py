@@ -103,7 +103,7 @@ def _report(arguments: argparse.Namespace, result: Conversion) -> int:
         print(f"{result.path}: {result.config.n_parameters():,} parameters")
         print(f"proof: {result.proof}")
     for note in result.notes:
-        print(note, file=sys.stderr)
+        print(note, file=sys.stderr if arguments.json else sys.stdout)
     if not result.proof.holds():
         return say(f"{result.path} does not compute what its source computes: do not use it", FAILED)
     return DONE
