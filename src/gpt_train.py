@@ -69,6 +69,9 @@ if __name__ == "__main__":
     gpt_config = GPT_CONFIG_TINY if tiny else GPT_CONFIG
     settings = OTHER_SETTINGS | {"num_epochs": 1} if tiny else OTHER_SETTINGS
 
+    for name in ("loss.pdf", "model.pth"):
+        if Path(name).exists():  # before an hour of training, and never over somebody's file
+            parser.exit(1, f"{parser.prog}: {name} exists: move it away, or run in another directory\n")
     try:
         train_losses, val_losses, tokens_seen, model = main(gpt_config, settings)
     except (OSError, ValueError) as error:

@@ -235,6 +235,20 @@ def test_training_as_a_script(checkout: Path, sample_text: str) -> None:
     assert left == {"src", "the-verdict.txt", "loss.pdf", "model.pth"}
 
 
+@pytest.mark.parametrize("name", ["loss.pdf", "model.pth"])
+def test_training_never_overwrites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        start(monkeypatch, tmp_path, "gpt_train.py", "--tiny")
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (1, "")
+    assert err == f"gpt_train.py: {name} exists: move it away, or run in another directory\n"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text(encoding="utf-8") == "mine"
+
+
 @pytest.fixture
 def model_directory(tmp_path: Path, tiny_tokenizer: Tokenizer) -> Path:
     torch.manual_seed(0)
