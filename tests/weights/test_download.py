@@ -421,7 +421,8 @@ def test_a_near_name_is_offered():
         resolve_model("gpt2-mediun")
 
 
-def test_a_wrong_path_that_looks_like_a_repository_says_so(hub):
+def test_a_wrong_path_that_looks_like_a_repository_says_so(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a checkout has a runs/demo once the demo ran
     hub.put("/api/models/runs/demo/revision/main", b"", status(404, X_Error_Code="RepoNotFound"))
     with pytest.raises(DownloadError, match="no directory runs/demo here, and as a name of Hugging Face: "):
         resolve_model("runs/demo")
