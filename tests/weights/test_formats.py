@@ -131,7 +131,7 @@ def same(a: GPTModel, b: GPTModel) -> bool:
     return list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def refused(path: Path, *parts: str, **options: Any) -> str:
+def assert_refused(path: Path, *parts: str, **options: Any) -> str:
     with pytest.raises(ValueError) as caught:
         read_model(path, **options)
     text = str(caught.value)
@@ -173,7 +173,7 @@ def test_the_name_of_a_file_says_nothing(tmp_path: Path, tiny_model: Make, kind:
 )
 def test_what_is_no_known_format(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
-    refused(tmp_path / "model.safetensors", "in no known format: a Hugging Face GPT-2 directory, OpenAI's")
+    assert_refused(tmp_path / "model.safetensors", "in no known format: a Hugging Face GPT-2 directory, OpenAI's")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_what_is_no_known_format(tmp_path: Path, content: bytes) -> None:
 )
 def test_a_pickle_of_something_else(tmp_path: Path, value: object) -> None:
     torch.save(value, tmp_path / "model.pth")
-    refused(tmp_path / "model.pth", "holds none of", "needs its config.json beside it")
+    assert_refused(tmp_path / "model.pth", "holds none of", "needs its config.json beside it")
 
 
 def test_a_path_without_a_model(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_each_tensor_missing_misshapen_of_integers_or_with_nan_is_named(
             cases = cases[2:]  # without them there is no shape that the others could have: see test_book_weights.py
         for changed, parts in cases:
             spoilt = {n: t for n, t in tensors.items() if n != name} | ({name: changed} if changed is not None else {})
-            refused(WRITERS[kind](tmp_path, spoilt, model.config), *parts, n_heads=3)
+            assert_refused(WRITERS[kind](tmp_path, spoilt, model.config), *parts, n_heads=3)
 
 
 @EVERY_FORMAT
@@ -230,7 +230,7 @@ def test_a_tensor_too_many_is_named(tmp_path: Path, tiny_model: Make, kind: str)
     extra = "trf_blocks.1.att.extra" if kind.startswith("the book") else "transformer.h.1.attn.extra.weight"
     path = WRITERS[kind](tmp_path, {**tensors, extra: torch.zeros(3)}, model.config)
     said = "model/h1/attn/extra/w" if kind == "OpenAI" else extra.removeprefix("transformer.")
-    refused(path, f"unexpected {said}", n_heads=3)
+    assert_refused(path, f"unexpected {said}", n_heads=3)
 
 
 def test_a_tensor_whose_name_is_no_name(tmp_path: Path, tiny_model: Make) -> None:
@@ -331,7 +331,7 @@ def test_settings_of_another_shape(tmp_path: Path, tiny_model: Make, values: dic
     settings = json.loads((tmp_path / "hparams.json").read_text(encoding="utf-8")) | values
     text = json.dumps({key: value for key, value in settings.items() if value is not ...})
     (tmp_path / "hparams.json").write_text(text, encoding="utf-8")
-    refused(tmp_path, *parts)
+    assert_refused(tmp_path, *parts)
 
 
 def test_what_training_keeps_beside_the_model_is_left_out(tmp_path: Path, tiny_model: Make) -> None:

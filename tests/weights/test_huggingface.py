@@ -277,7 +277,7 @@ def saved(tmp_path: Path, tiny_model: Make, tiny_tokenizer: Tokenizer) -> Path:
     return tmp_path
 
 
-def refused(directory: Path, *parts: str) -> None:
+def assert_refused(directory: Path, *parts: str) -> None:
     with pytest.raises(ValueError) as caught:
         load_model(directory)
     text = str(caught.value)
@@ -304,26 +304,26 @@ def refused(directory: Path, *parts: str) -> None:
 )
 def test_a_config_of_another_shape(saved: Path, values: dict[str, Any], parts: list[str]) -> None:
     edit(saved, **values)
-    refused(saved, *parts)
+    assert_refused(saved, *parts)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"null", b'{"n_embd": NaN}'])
 def test_a_damaged_config(saved: Path, content: bytes) -> None:
     (saved / "config.json").write_bytes(content)
-    refused(saved, "config.json")
+    assert_refused(saved, "config.json")
 
 
 @pytest.mark.parametrize("size", [0, 4, 8, 20, 500, -1000, -1])
 def test_a_file_of_weights_that_was_cut_off(saved: Path, size: int) -> None:
     path = saved / "model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    refused(saved, "model.safetensors")
+    assert_refused(saved, "model.safetensors")
 
 
 @pytest.mark.parametrize("content", [b"\xff" * 64, b"PK\x03\x04" + b"\0" * 99, b"<!DOCTYPE html><html></html>"])
 def test_a_file_of_weights_that_is_none(saved: Path, content: bytes) -> None:
     (saved / "model.safetensors").write_bytes(content)
-    refused(saved, "model.safetensors")
+    assert_refused(saved, "model.safetensors")
 
 
 def test_no_file_of_weights(saved: Path) -> None:
