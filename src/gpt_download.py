@@ -3,7 +3,7 @@
 import argparse
 
 from glassgpt.book import download_and_load_gpt2, download_file, load_gpt2_params_from_tf_ckpt
-from glassgpt.weights.download import OPENAI_SIZES
+from glassgpt.weights.download.published import OPENAI_SIZES
 
 __all__ = ["download_and_load_gpt2", "download_file", "load_gpt2_params_from_tf_ckpt"]
 

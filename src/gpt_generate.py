@@ -15,8 +15,8 @@ from glassgpt.book import (
     token_ids_to_text,
 )
 from glassgpt.device import pick_device
-from glassgpt.weights.download import OPENAI_SIZES
-from glassgpt.weights.openai import config_from_settings
+from glassgpt.weights.download.published import OPENAI_SIZES
+from glassgpt.weights.families.openai import config_from_settings
 
 __all__ = ["assign", "generate", "load_weights_into_gpt"]
 

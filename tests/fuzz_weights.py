@@ -33,9 +33,9 @@ sys.path.insert(0, str(Path(__file__).parent / "weights"))
 import tensorflow_writer as tfw
 
 from glassgpt.json_file import read_json
-from glassgpt.weights.pickled import load_pickled
-from glassgpt.weights.safetensors_file import INDEX_NAME, SafetensorsWeights
-from glassgpt.weights.tensorflow import TensorFlowCheckpoint, _read_table
+from glassgpt.weights.containers.pickled import load_pickled
+from glassgpt.weights.containers.safetensors_file import INDEX_NAME, SafetensorsWeights
+from glassgpt.weights.containers.tensorflow import TensorFlowCheckpoint, _read_table
 
 SECONDS_PER_CASE = 5
 MEMORY_BYTES = 2**30  # of address space, beyond what the process has when it starts to fuzz

@@ -188,7 +188,7 @@ def test_a_path_without_a_model(tmp_path: Path, tiny_model: Make, tiny_tokenizer
     (tmp_path / "file").write_bytes(b"x" * 99)
     (tmp_path / "empty").mkdir()
     for name, error, words in (
-        ("missing", ValueError, "no model '.*missing': give a directory, one of gpt2, gpt2-medium"),
+        ("missing", ValueError, "no model at '.*missing', though '.*' is a directory here"),
         ("file", ValueError, "file is in no known format"),
         ("empty", FileNotFoundError, "empty holds no model: neither config.json nor"),
     ):

@@ -21,7 +21,7 @@ SOURCE = PACKAGE.parent
 # that is not named itself. `docs/architecture.md` shows the same table.
 LAYERS = (
     ("options", "terminal_text", "json_file", "files", "offline_tiktoken"),
-    ("config", "tokenizer", "kv_cache", "device"),
+    ("config", "tokenizer", "kv_cache", "device", "weights.containers", "weights.download"),
     ("language_model", "model"),
     ("data", "weights", "explain"),
     ("checkpoint", "generation"),

@@ -13,11 +13,10 @@ from torch import Tensor
 from glassgpt.files import sync, sync_tree, temporary, write_text
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.weights.download import resolve_model
-from glassgpt.weights.fetch import Progress
+from glassgpt.weights.download.resolve import resolve_model
+from glassgpt.weights.families.gpt2_names import to_gpt2_names
+from glassgpt.weights.families.huggingface import to_config_json
 from glassgpt.weights.formats import read_model
-from glassgpt.weights.gpt2_names import to_gpt2_names
-from glassgpt.weights.huggingface import to_config_json
 
 MODEL_FILES = (
     "config.json",
@@ -96,17 +95,16 @@ def load_model(
     tokenizer: Tokenizer | str | Path | None = None,
     n_heads: int | None = None,
     weights_dir: Path | None = None,
-    progress: Progress | None = None,
 ) -> tuple[GPTModel, Tokenizer]:
     """A model, in `eval` mode, and its tokenizer.
 
     `model` is a directory or file in any format that `weights.formats` reads, or a name to download: "gpt2" and its
-    sisters, "owner/name" on Hugging Face, a URL (see `weights.download.resolve_model`, which `weights_dir` and
-    `progress` go to). `tokenizer`, or the directory of one, is for files that come without. `dtype` None keeps the
-    file's own; `n_heads` is for the book's files. Raises `FileNotFoundError`, `ValueError` or `DownloadError`, in one
+    sisters, or "owner/name" on Hugging Face (see `weights.download.resolve.resolve_model`, which `weights_dir` goes
+    to). `tokenizer`, or the directory of one, is for files that come without. `dtype` None keeps the file's own;
+    `n_heads` is for the book's files. Raises `FileNotFoundError`, `ValueError` or `DownloadError`, in one
     line, where there is no model or a damaged one.
     """
-    path = resolve_model(model, weights_dir=weights_dir, progress=progress)
+    path = resolve_model(model, weights_dir=weights_dir)
     found = read_model(path, dtype=dtype, n_heads=n_heads)
     vocab_size = found.config.vocab_size
     if tokenizer is None:

@@ -14,10 +14,10 @@ from tensorflow_writer import write_checkpoint
 from torch import Tensor
 
 from glassgpt import GPTConfig, GPTModel, Tokenizer, load_model, save_model
+from glassgpt.weights.containers.tensorflow import TensorFlowCheckpoint
+from glassgpt.weights.families.gpt2_names import to_gpt2_names
+from glassgpt.weights.families.huggingface import to_config_json
 from glassgpt.weights.formats import read_model
-from glassgpt.weights.gpt2_names import to_gpt2_names
-from glassgpt.weights.huggingface import to_config_json
-from glassgpt.weights.tensorflow import TensorFlowCheckpoint
 
 Make = Callable[..., GPTModel]
 Tensors = dict[str, Tensor]

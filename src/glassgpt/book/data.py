@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from glassgpt.data.corpus import default_corpus, read_corpus
 from glassgpt.tokenizer import END_OF_TEXT, Tokenizer
-from glassgpt.weights.fetch import DownloadError, download_file
+from glassgpt.weights.download.errors import DownloadError
+from glassgpt.weights.download.file import download_file
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, int64, each (batch, max_length)."""

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from glassgpt.json_file import read_json
 from glassgpt.model import GPTModel
-from glassgpt.weights import download, fetch
-from glassgpt.weights.gpt2_names import from_gpt2_names
-from glassgpt.weights.openai import config_from_settings, params_from_variables, tensors_from_params
-from glassgpt.weights.tensorflow import TensorFlowCheckpoint
+from glassgpt.weights.containers.tensorflow import TensorFlowCheckpoint
+from glassgpt.weights.download import file, openai
+from glassgpt.weights.families.gpt2_names import from_gpt2_names
+from glassgpt.weights.families.openai import config_from_settings, params_from_variables, tensors_from_params
 
 
 def download_file(url: str, destination: str | Path, backup_url: str | None = None) -> Path:
-    """`destination`, fetched from `url` or else `backup_url` if it is not there; see `weights.fetch`.
+    """`destination`, fetched from `url` or else `backup_url` if it is not there; see `weights.download.file`.
 
     The book compares sizes; here an existing file counts as right, and a partial one never takes its name.
     Raises `DownloadError`, an `OSError`, in one line.
     """
-    return fetch.download_file([url] if backup_url is None else [url, backup_url], Path(destination))
+    return file.download_file([url] if backup_url is None else [url, backup_url], Path(destination))
 
 
 def download_and_load_gpt2(
@@ -35,7 +35,7 @@ def download_and_load_gpt2(
     The files lie in `models_dir / model_size` and are fetched only if they are not there. `params` as in
     `load_gpt2_params_from_tf_ckpt`. Raises `ValueError` for another size or damaged files, `DownloadError`.
     """
-    directory = download.download_openai_gpt2(
+    directory = openai.download_openai_gpt2(
         model_size, Path(models_dir), progress=_every_tenth(f"GPT-2 {model_size}", report)
     )
     settings = read_json(directory / "hparams.json")
@@ -80,7 +80,7 @@ def load_weights_into_gpt(gpt: GPTModel, params: Mapping[str, Any]) -> None:
         gpt.out_head.weight = gpt.tok_emb.weight
 
 
-def _every_tenth(what: str, report: Callable[[str], None]) -> fetch.Progress:
+def _every_tenth(what: str, report: Callable[[str], None]) -> file.Progress:
     shown = 0
 
     def progress(done: int, total: int | None) -> None:

@@ -96,12 +96,10 @@ def add_machine(parser: argparse.ArgumentParser, device: bool = True) -> None:
 def load(arguments: argparse.Namespace) -> tuple[GPTModel, Tokenizer]:
     """The model that was named, on the device that was asked for."""
     from glassgpt.checkpoint import load_model
-    from glassgpt.cli.console import download_bar
     from glassgpt.device import pick_device, set_threads
 
     set_threads(arguments.threads)
-    with download_bar() as progress:
-        return load_model(arguments.model, device=pick_device(arguments.device), progress=progress)
+    return load_model(arguments.model, device=pick_device(arguments.device))
 
 
 def whole(text: str) -> int:

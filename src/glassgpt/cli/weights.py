@@ -19,7 +19,7 @@ def add_commands(commands: Any) -> None:
     """Add the commands of this file."""
     download = command(commands, "download", _download, "fetch GPT-2's weights, checked before they count")
     download.add_argument(
-        "name", metavar="NAME", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, 124M ..., owner/name, URL"
+        "name", metavar="NAME", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, 124M ..., or owner/name"
     )
     download.add_argument("--openai", action="store_true", help="OpenAI's original files instead of Hugging Face's")
     download.add_argument("--weights-dir", type=Path, metavar="DIR", help="where they go (default: the usual cache)")
@@ -44,7 +44,8 @@ def add_commands(commands: Any) -> None:
 
 
 def _download(arguments: argparse.Namespace) -> int:
-    from glassgpt.weights.download import download_openai_gpt2, files_to_fetch, resolve_model
+    from glassgpt.weights.download.openai import download_openai_gpt2
+    from glassgpt.weights.download.resolve import files_to_fetch, resolve_model
 
     if arguments.print_urls:
         files = files_to_fetch(arguments.name, "openai" if arguments.openai else "huggingface")
@@ -55,11 +56,11 @@ def _download(arguments: argparse.Namespace) -> int:
                 size = "size unknown" if file.size is None else f"{file.size:,} bytes"
                 print(f"{file.url}\n    {size}, sha256 {file.sha256 or 'unknown'}, as {file.path}")
         return DONE
-    with download_bar() as progress:
-        if arguments.openai:
+    if arguments.openai:
+        with download_bar() as progress:
             path = download_openai_gpt2(arguments.name, arguments.weights_dir or Path("gpt2"), progress=progress)
-        else:
-            path = resolve_model(arguments.name, weights_dir=arguments.weights_dir, progress=progress)
+    else:
+        path = resolve_model(arguments.name, weights_dir=arguments.weights_dir)  # huggingface_hub shows its own bar
     if arguments.json:
         print_json({"path": path})
     else:
@@ -70,29 +71,14 @@ def _download(arguments: argparse.Namespace) -> int:
 def _import(arguments: argparse.Namespace) -> int:
     from glassgpt.weights.convert import import_model
 
-    with download_bar() as progress:
-        result = import_model(
-            arguments.path,
-            arguments.out,
-            tokenizer=arguments.tokenizer,
-            n_heads=arguments.n_heads,
-            progress=progress,
-        )
+    result = import_model(arguments.path, arguments.out, tokenizer=arguments.tokenizer, n_heads=arguments.n_heads)
     return _report(arguments, result)
 
 
 def _export(arguments: argparse.Namespace) -> int:
     from glassgpt.weights.convert import export_model
 
-    with download_bar() as progress:
-        result = export_model(
-            arguments.model,
-            arguments.out,
-            arguments.to,
-            number_type=arguments.type,
-            name=arguments.name,
-            progress=progress,
-        )
+    result = export_model(arguments.model, arguments.out, arguments.to, number_type=arguments.type, name=arguments.name)
     return _report(arguments, result)
 
 

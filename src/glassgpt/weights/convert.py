@@ -11,7 +11,6 @@ from glassgpt.checkpoint import load_model, save_model
 from glassgpt.config import GPTConfig
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.weights.fetch import Progress
 from glassgpt.weights.formats import read_model
 from glassgpt.weights.proof import Proof, prove
 
@@ -36,7 +35,6 @@ def import_model(
     *,
     tokenizer: Tokenizer | str | Path | None = None,
     n_heads: int | None = None,
-    progress: Progress | None = None,
 ) -> Conversion:
     """Write the model, in any format that `load_model` reads, as the new model directory `out`, in its own dtype.
 
@@ -44,7 +42,7 @@ def import_model(
     """
     out = Path(out)
     _check_empty(out)
-    source, its_tokenizer = load_model(model, dtype=None, tokenizer=tokenizer, n_heads=n_heads, progress=progress)
+    source, its_tokenizer = load_model(model, dtype=None, tokenizer=tokenizer, n_heads=n_heads)
     save_model(source, its_tokenizer, out)
     return Conversion(out, source.config, prove(source.float(), read_model(out)))
 
@@ -56,7 +54,6 @@ def export_model(
     *,
     number_type: str | None = None,
     name: str | None = None,
-    progress: Progress | None = None,
 ) -> Conversion:
     """Write a model as `to`, one of `EXPORTS`, at the new path `out`; `number_type` and `name` are `write_gguf`'s.
 
@@ -73,25 +70,25 @@ def export_model(
     elif out.exists():
         raise FileExistsError(f"{out} exists: choose a new name")
     # a model directory keeps the file's own dtype; the others are made from float32
-    source, tokenizer = load_model(model, dtype=None if to == "huggingface" else torch.float32, progress=progress)
+    source, tokenizer = load_model(model, dtype=None if to == "huggingface" else torch.float32)
     if to == "huggingface":
         save_model(source, tokenizer, out)
         return Conversion(out, source.config, prove(source.float(), read_model(out)))
     if to == "gguf":
         return _to_gguf(source, tokenizer, out, number_type or "f32", name or out.stem)
     if to == "book":
-        from glassgpt.weights.book import book_dict, write_book
+        from glassgpt.weights.families.book import book_dict, write_book
 
         write_book(source, out)
         result = read_model(out, n_heads=source.config.n_heads)
         return Conversion(out, source.config, prove(source, result), [f"cfg = {book_dict(source.config)}"])
-    from glassgpt.weights.onnx import write_onnx
+    from glassgpt.weights.families.onnx import write_onnx
 
     return Conversion(out, source.config, write_onnx(source, out))
 
 
 def _to_gguf(source: GPTModel, tokenizer: Tokenizer, out: Path, number_type: str, name: str) -> Conversion:
-    from glassgpt.weights.gguf import read_gguf, rounding, write_gguf
+    from glassgpt.weights.families.gguf import read_gguf, rounding, write_gguf
 
     write_gguf(source, tokenizer, out, number_type, name)
     notes = []

@@ -9,14 +9,14 @@ import torch
 
 from glassgpt.json_file import read_json
 from glassgpt.model import GPTModel
-from glassgpt.weights.book import is_book, read_book
-from glassgpt.weights.gpt2_names import build_model, from_gpt2_names
-from glassgpt.weights.huggingface import read_huggingface, state_dict_of
-from glassgpt.weights.nanogpt import is_nanogpt, read_nanogpt
-from glassgpt.weights.openai import config_from_settings, tensors_from_variables
-from glassgpt.weights.pickled import load_pickled
-from glassgpt.weights.safetensors_file import INDEX_NAME, SafetensorsWeights, resolve_shards
-from glassgpt.weights.tensorflow import TensorFlowCheckpoint
+from glassgpt.weights.containers.pickled import load_pickled
+from glassgpt.weights.containers.safetensors_file import INDEX_NAME, SafetensorsWeights, resolve_shards
+from glassgpt.weights.containers.tensorflow import TensorFlowCheckpoint
+from glassgpt.weights.families.book import is_book, read_book
+from glassgpt.weights.families.gpt2_names import build_model, from_gpt2_names
+from glassgpt.weights.families.huggingface import read_huggingface, state_dict_of
+from glassgpt.weights.families.nanogpt import is_nanogpt, read_nanogpt
+from glassgpt.weights.families.openai import config_from_settings, tensors_from_variables
 
 KNOWN = (
     "a Hugging Face GPT-2 directory, OpenAI's TensorFlow checkpoint, the book's .pth, nanoGPT's ckpt.pt, "

@@ -10,8 +10,8 @@ import torch
 
 from glassgpt.config import GPTConfig
 from glassgpt.model import GPTModel
-from glassgpt.weights.gpt2_names import build_model, from_gpt2_names
-from glassgpt.weights.huggingface import state_dict_of
+from glassgpt.weights.families.gpt2_names import build_model, from_gpt2_names
+from glassgpt.weights.families.huggingface import state_dict_of
 
 _ARGUMENTS = {
     "vocab_size": "vocab_size",

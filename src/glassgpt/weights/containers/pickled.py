@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from glassgpt.weights.mapped import check_bools, map_storage
+from glassgpt.weights.containers.mapped import check_bools, map_storage
 
 # GPT-2 1.5B with Adam's moments takes 0.5 MB of pickle, 80,000 instructions and 1,740 storages.
 _MAX_PICKLE_BYTES = 16 * 2**20

@@ -12,7 +12,7 @@ from hostile_server import HostileServer, status
 from tensorflow_writer import write_checkpoint
 
 from glassgpt import book
-from glassgpt.weights.openai import config_from_settings, params_from_variables
+from glassgpt.weights.families.openai import config_from_settings, params_from_variables
 
 SETTINGS = {"n_vocab": 61, "n_ctx": 16, "n_embd": 12, "n_head": 3, "n_layer": 2}
 CONFIG: dict[str, Any] = {
@@ -253,7 +253,7 @@ def test_progress_is_reported_every_tenth(
         (directory / "hparams.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
         return directory
 
-    monkeypatch.setattr(book.weights.download, "download_openai_gpt2", download)
+    monkeypatch.setattr(book.weights.openai, "download_openai_gpt2", download)
     said: list[str] = []
     book.download_and_load_gpt2("355M", tmp_path, report=said.append)
     assert said == [f"GPT-2 355M: {percent} % of 30 MB" for percent in range(10, 101, 10)]

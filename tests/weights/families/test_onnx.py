@@ -12,8 +12,8 @@ import torch
 
 from glassgpt import GPTModel, Tokenizer, save_model
 from glassgpt.cli import main
-from glassgpt.weights import onnx as ours
-from glassgpt.weights.onnx import write_onnx
+from glassgpt.weights.families import onnx as ours
+from glassgpt.weights.families.onnx import write_onnx
 
 Make = Callable[..., GPTModel]
 

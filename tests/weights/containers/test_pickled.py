@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glassgpt.weights.pickled import UnsafePickleError, load_pickled
+from glassgpt.weights.containers.pickled import UnsafePickleError, load_pickled
 
 DTYPES = [
     torch.float64,
@@ -208,7 +208,7 @@ def test_dropping_tensors_gives_memory_back(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-from glassgpt.weights.pickled import load_pickled
+from glassgpt.weights.containers.pickled import load_pickled
 def memory(kind):
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))

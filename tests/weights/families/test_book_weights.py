@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from glassgpt import GPTModel, Tokenizer, load_model, save_model
 from glassgpt.cli import main
-from glassgpt.weights.book import book_dict, is_book, write_book
+from glassgpt.weights.families.book import book_dict, is_book, write_book
 from glassgpt.weights.formats import read_model
 
 Make = Callable[..., GPTModel]

@@ -19,7 +19,7 @@ from glassgpt.config import GPTConfig
 from glassgpt.files import creating
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.weights.gpt2_names import build_model, from_gpt2_names, to_gpt2_names
+from glassgpt.weights.families.gpt2_names import build_model, from_gpt2_names, to_gpt2_names
 
 TYPES = ("f32", "f16", "q8_0")
 """Number types of the matrices: 32, 16 and about 8.5 bits a weight. Vectors and positions stay float32."""

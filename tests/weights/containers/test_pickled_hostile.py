@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from glassgpt.weights.pickled import UnsafePickleError, load_pickled
+from glassgpt.weights.containers.pickled import UnsafePickleError, load_pickled
 
 MAGIC, VERSION, MACHINE = 0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from glassgpt.files import creating
 from glassgpt.model import GPTModel
-from glassgpt.weights.gpt2_names import build_model
+from glassgpt.weights.families.gpt2_names import build_model
 from glassgpt.weights.proof import Proof, compare, prompt_for
 
 MAX_BYTES = 2**31

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from glassgpt.weights.tensorflow import TensorFlowCheckpoint
+from glassgpt.weights.containers.tensorflow import TensorFlowCheckpoint
 
 # Written by TensorFlow 2.21: SaveV2 of four variables under two prefixes, put together by MergeV2Checkpoints.
 GOLDEN_INDEX = bytes.fromhex(
@@ -321,7 +321,7 @@ def test_blocks_out_of_order_are_refused(tmp_path: Path) -> None:
 
 
 def test_too_many_variables_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glassgpt.weights.tensorflow._MAX_VARIABLES", 9)
+    monkeypatch.setattr("glassgpt.weights.containers.tensorflow._MAX_VARIABLES", 9)
     tfw.write_files(tmp_path / "m", tfw.table({b"": HEADER} | {b"%d" % i: EMPTY for i in range(9)}), b"")
     with pytest.raises(ValueError, match="more than 9 variables"):
         TensorFlowCheckpoint(tmp_path / "m")
@@ -341,7 +341,7 @@ def test_copying_needs_no_second_copy(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-from glassgpt.weights.tensorflow import TensorFlowCheckpoint
+from glassgpt.weights.containers.tensorflow import TensorFlowCheckpoint
 def memory(kind):
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))

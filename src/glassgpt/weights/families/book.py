@@ -12,8 +12,8 @@ from torch import Tensor
 from glassgpt.config import PRESETS, GPTConfig
 from glassgpt.files import creating
 from glassgpt.model import GPTModel
-from glassgpt.weights.gpt2_names import build_model, check_tensor, own_copy, same
-from glassgpt.weights.huggingface import state_dict_of
+from glassgpt.weights.families.gpt2_names import build_model, check_tensor, own_copy, same
+from glassgpt.weights.families.huggingface import state_dict_of
 
 _HEADS = {PRESETS[name].emb_dim: PRESETS[name].n_heads for name in PRESETS if name.startswith("gpt2")}
 

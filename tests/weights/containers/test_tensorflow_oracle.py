@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glassgpt.weights.tensorflow import TensorFlowCheckpoint
+from glassgpt.weights.containers.tensorflow import TensorFlowCheckpoint
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -13,22 +13,18 @@ from typing import Any
 import pytest
 from hostile_server import HostileServer, flip, html, hub_file, put_repository, serve, status, unused_port
 
-from glassgpt.weights import download
-from glassgpt.weights.download import (
-    KNOWN_MODELS,
-    download_huggingface,
-    download_openai_gpt2,
-    download_url,
-    files_to_fetch,
-    resolve_model,
-)
-from glassgpt.weights.fetch import DownloadError, MissingFileError, OfflineError
+from glassgpt.weights.download import huggingface, published
+from glassgpt.weights.download.errors import DownloadError, OfflineError
+from glassgpt.weights.download.huggingface import download_huggingface
+from glassgpt.weights.download.openai import download_openai_gpt2
+from glassgpt.weights.download.published import KNOWN_MODELS
+from glassgpt.weights.download.resolve import files_to_fetch, resolve_model
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
 
 DATA = random.Random(1).randbytes(100_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
-SRC = Path(__file__).parents[2] / "src"
+SRC = Path(__file__).parents[3] / "src"
 
 # --- OpenAI's files ---
 
@@ -40,7 +36,8 @@ SMALL["model.ckpt.data-00000-of-00001"] = DATA
 def small_gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPT-2 of OpenAI's whose files are small."""
     rows = [f"{hashlib.sha256(d).hexdigest()} {len(d)} 124M/{name}\n" for name, d in SMALL.items()]
-    monkeypatch.setattr(download, "_PUBLISHED", "".join(rows))
+    monkeypatch.setattr(published, "_FACTS", "".join(rows))
+    monkeypatch.setattr(published, "_OPENAI_FILES", tuple(SMALL))
 
 
 def test_openais_files_from_the_second_source(server, tmp_path, small_gpt2):
@@ -141,7 +138,6 @@ def test_a_repository_arrives_without_what_is_not_needed(hub):
     folder = download_huggingface(REPO)
     assert names_in(folder) == {"config.json", "tokenizer.json", "model.safetensors"}
     assert (folder / "model.safetensors").read_bytes() == DATA
-    assert resolve_model(f"{hub.base}/{REPO}/tree/main") == folder
 
 
 def test_a_pickle_comes_only_where_there_is_nothing_better(hub):
@@ -268,8 +264,8 @@ def known(hub: HostileServer, monkeypatch: pytest.MonkeyPatch) -> HostileServer:
     files = {name: TINY[name] for name in ("config.json", "tokenizer.json", "model.safetensors")}
     put_repository(hub, "openai-community/gpt2", files)
     rows = [f"{hashlib.sha256(d).hexdigest()} {len(d)} gpt2/{name}\n" for name, d in files.items()]
-    monkeypatch.setattr(download, "_PUBLISHED", "".join(rows))
-    monkeypatch.setattr(download, "_COMMITS", {"gpt2": COMMIT})
+    monkeypatch.setattr(published, "_FACTS", "".join(rows))
+    monkeypatch.setattr(huggingface, "COMMITS", {"gpt2": COMMIT})
     return hub
 
 
@@ -322,7 +318,7 @@ def test_a_known_name_in_a_directory_of_models(known, tmp_path, monkeypatch):
 
 def test_the_environment_counts_when_the_process_starts(hub, tmp_path):
     put_repository(hub, REPO, TINY)
-    code = f"from glassgpt.weights.download import resolve_model as r; print(r({REPO!r}), end='')"
+    code = f"from glassgpt.weights.download.resolve import resolve_model as r; print(r({REPO!r}), end='')"
     mine = {"PYTHONPATH": str(SRC), "HF_ENDPOINT": hub.base, "HF_HOME": str(tmp_path / "home")}
     run = subprocess.run([sys.executable, "-c", code], env={**os.environ, **mine}, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -330,58 +326,7 @@ def test_the_environment_counts_when_the_process_starts(hub, tmp_path):
     assert (Path(run.stdout) / "model.safetensors").read_bytes() == DATA
 
 
-# --- By URL, by name, by hand ---
-
-
-def put_directory(server: HostileServer, files: dict[str, bytes]) -> str:
-    for name, data in files.items():
-        server.put(f"/models/tiny/{name}", data)
-    return server.base + "/models/tiny"
-
-
-def test_a_directory_on_a_web_server(server, tmp_path):
-    files = {"config.json": b"{}", "model.safetensors": DATA, "vocab.json": b"{}", "merges.txt": b"#"}
-    url = put_directory(server, files)
-    told: list[int] = []
-    folder = resolve_model(url, weights_dir=tmp_path, progress=lambda done, _: told.append(done))
-    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".lock"} == files
-    assert told[-1] == len(DATA)
-    assert folder.parent == tmp_path
-    assert download_url(url + "/", weights_dir=tmp_path) == folder
-
-
-def test_one_file_on_a_web_server_under_any_name_and_with_a_token(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    put_directory(server, {"config.json": b"{}", "mine.safetensors": DATA})
-    folder = download_url(f"{server.base}/models/tiny/mine.safetensors?download=true")
-    assert (folder / "model.safetensors").read_bytes() == DATA
-    assert folder.parent == tmp_path / "glassgpt"
-    put_directory(server, {"other.safetensors": DATA[::-1]})
-    other = download_url(f"{server.base}/models/tiny/other.safetensors")
-    assert (other / "model.safetensors").read_bytes() == DATA[::-1]
-
-
-def test_shards_on_a_web_server_and_an_index_that_leads_elsewhere(server, tmp_path):
-    def index(name: str) -> bytes:
-        return json.dumps({"weight_map": {"wte.weight": name}}).encode()
-
-    name = "model.safetensors.index.json"
-    url = put_directory(server, {"config.json": b"{}", name: index("a.safetensors"), "a.safetensors": DATA})
-    assert (download_url(url, weights_dir=tmp_path / "1") / "a.safetensors").read_bytes() == DATA
-    for i, bad in enumerate(("../a.safetensors", "/etc/a.safetensors", "a\\b.safetensors", "..", "a.py", "")):
-        server.put(f"/models/tiny/{name}", index(bad))
-        with pytest.raises(ValueError, match="no index of weights"):
-            download_url(url, weights_dir=tmp_path / f"bad{i}")
-
-
-def test_a_web_server_without_a_model(server, tmp_path):
-    with pytest.raises(MissingFileError, match=r"could not download config\.json"):
-        download_url(server.base + "/nothing/", weights_dir=tmp_path)
-    server.put("/alone/config.json", b"{}")
-    with pytest.raises(MissingFileError, match=r"model\.safetensors\.index\.json"):
-        download_url(server.base + "/alone/", weights_dir=tmp_path)
-    with pytest.raises(MissingFileError, match=r"model\.safetensors:"):
-        download_url(server.base + "/alone/x.safetensors", weights_dir=tmp_path)
+# --- By name, by hand ---
 
 
 def test_a_path_comes_first_but_the_books_directory_of_models_is_no_model(tmp_path, monkeypatch):
@@ -410,10 +355,16 @@ def test_hand_copied_files_are_found_under_any_of_the_models_names(tmp_path, mon
     assert resolve_model("1558M", weights_dir=tmp_path) == folder
 
 
-@pytest.mark.parametrize("name", ["gpt3", "", "a/b/c", "../etc", "./demo", "/no/such", "~/x", "a\n/b", "x/..y"])
-def test_a_name_of_nothing_is_the_users_fault(name):
-    with pytest.raises(ValueError, match=r"^no model [^\n]*gpt2-xl, 124M[^\n]*$"):
+NOT_NAMES = ["gpt3", "", "a/b/c", "../etc", "./demo", "/no/such", "~/x", "a\n/b", "x/..y", "https://host/gpt2"]
+
+
+@pytest.mark.parametrize("name", NOT_NAMES)
+def test_a_name_of_nothing_is_the_users_fault(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
         resolve_model(name)
+    text = str(caught.value)
+    assert any(words in text for words in ("gpt2-xl, 124M", "is a directory here", "is not an owner/name"))
 
 
 def test_a_near_name_is_offered():
@@ -422,10 +373,38 @@ def test_a_near_name_is_offered():
 
 
 def test_a_wrong_path_that_looks_like_a_repository_says_so(hub, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # a checkout has a runs/demo once the demo ran
+    monkeypatch.chdir(tmp_path)
     hub.put("/api/models/runs/demo/revision/main", b"", status(404, X_Error_Code="RepoNotFound"))
-    with pytest.raises(DownloadError, match="no directory runs/demo here, and as a name of Hugging Face: "):
+    with pytest.raises(DownloadError, match="no directory runs/demo here, and as a name on Hugging Face: "):
         resolve_model("runs/demo")
+
+
+@pytest.mark.parametrize("name", ["runs/dmeo", "./runs/dmeo"])
+def test_a_mistyped_path_never_reaches_the_network(server, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", server.base)
+    Path("runs", "demo").mkdir(parents=True)
+    with pytest.raises(
+        ValueError, match=r"no model at .*, though .*runs' is a directory here; did you mean .*runs/demo'"
+    ):
+        resolve_model(name)
+    assert server.seen == []
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "pytorch_model.bin"])
+def test_a_file_of_the_users_in_a_directory_of_models_is_not_overwritten(hub, tmp_path, name):
+    put_repository(hub, REPO, TINY)
+    mine = tmp_path / "models" / REPO / name
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    assert f"{mine} was there before, and a download would overwrite it" in hub_error(weights_dir=tmp_path / "models")
+    assert mine.read_bytes() == b"mine"
+    mine.unlink()
+    folder = download_huggingface(REPO, weights_dir=tmp_path / "models")
+    (folder / "config.json").write_bytes(b"edited")
+    os.utime(folder / "config.json", (later := time.time() + 60, later))
+    assert "config.json was there before" in hub_error(weights_dir=tmp_path / "models")
+    assert (folder / "config.json").read_bytes() == b"edited"
 
 
 def test_what_to_fetch_by_hand_is_what_is_found_afterwards(tmp_path, monkeypatch):

@@ -22,9 +22,9 @@ from torch import Tensor
 from glassgpt import GPTConfig, GPTModel, Tokenizer, load_model, save_model, train
 from glassgpt.cli import main
 from glassgpt.model import generate_text_simple
-from glassgpt.weights import gguf as ours
 from glassgpt.weights.convert import export_model
-from glassgpt.weights.gguf import read_gguf, write_gguf
+from glassgpt.weights.families import gguf as ours
+from glassgpt.weights.families.gguf import read_gguf, write_gguf
 from glassgpt.weights.proof import prove
 
 Make = Callable[..., GPTModel]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glassgpt import GPTConfig, GPTModel
-from glassgpt.weights.gpt2_names import build_model, from_gpt2_names, to_gpt2_names
+from glassgpt.weights.families.gpt2_names import build_model, from_gpt2_names, to_gpt2_names
 
 Make = Callable[..., GPTModel]
 Tensors = dict[str, Tensor]

@@ -12,9 +12,9 @@ from torch import Tensor
 from glassgpt.config import GPTConfig
 from glassgpt.json_file import read_json
 from glassgpt.model import GPTModel
-from glassgpt.weights.gpt2_names import build_model, from_gpt2_names
-from glassgpt.weights.pickled import load_pickled
-from glassgpt.weights.safetensors_file import INDEX_NAME, SINGLE_NAME, SafetensorsWeights
+from glassgpt.weights.containers.pickled import load_pickled
+from glassgpt.weights.containers.safetensors_file import INDEX_NAME, SINGLE_NAME, SafetensorsWeights
+from glassgpt.weights.families.gpt2_names import build_model, from_gpt2_names
 
 OURS = "glassgpt"
 """The key of config.json that holds what `GPT2Config` has no word for."""

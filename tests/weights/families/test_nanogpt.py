@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glassgpt import GPTModel, Tokenizer, load_model
+from glassgpt.weights.families.nanogpt import is_nanogpt
 from glassgpt.weights.formats import read_model
-from glassgpt.weights.nanogpt import is_nanogpt
 
 Edit = Callable[[dict[str, Any]], None]
 ARGUMENTS = {"n_layer": 2, "n_head": 3, "n_embd": 12, "block_size": 16, "vocab_size": 61, "dropout": 0.2}

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glassgpt import GPTConfig, GPTModel, Tokenizer, load_model, save_model
-from glassgpt.weights.gpt2_names import from_gpt2_names
-from glassgpt.weights.huggingface import from_config_json, to_config_json
+from glassgpt.weights.families.gpt2_names import from_gpt2_names
+from glassgpt.weights.families.huggingface import from_config_json, to_config_json
 
 Make = Callable[..., GPTModel]
 SMALL = {"vocab_size": 257, "n_positions": 16, "n_embd": 12, "n_head": 3, "n_layer": 2}
@@ -344,7 +344,7 @@ def test_the_file_may_be_replaced_while_the_model_lives(saved: Path) -> None:
 
 def test_the_readers_table_is_complete(tiny_model: Make) -> None:
     """`from_gpt2_names` fills every parameter the model has, in its dtype and shape."""
-    from glassgpt.weights.gpt2_names import to_gpt2_names
+    from glassgpt.weights.families.gpt2_names import to_gpt2_names
 
     model = tiny_model()
     state = from_gpt2_names(to_gpt2_names(model.state_dict(), model.config), model.config)

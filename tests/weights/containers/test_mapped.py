@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from glassgpt.weights.mapped import check_bools, map_storage
+from glassgpt.weights.containers.mapped import check_bools, map_storage
 
 
 def content(storage: torch.UntypedStorage) -> bytes:

@@ -1,7 +1,7 @@
 """One file from the network, to be trusted: a wrong or a half one never reaches its final name.
 
-`download_file` fetches it from ordered mirrors into `NAME.part`, goes on where an earlier try stopped (RFC 9110,
-section 14), checks size and sha256, and only then renames. Every error names the way out.
+`download_file` fetches it from ordered mirrors into `NAME.part`, resumes where an earlier try stopped, checks size and
+sha256, and only then renames. Every error names the way out.
 
 The environment: `GLASSGPT_OFFLINE=1` or `HF_HUB_OFFLINE=1` switches the network off; proxies, `SSL_CERT_FILE` and
 `SSL_CERT_DIR` count.
@@ -11,24 +11,24 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
 import ssl
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cache
 from http import HTTPStatus
-from itertools import chain
 from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from glassgpt.files import sync
-from glassgpt.json_file import read_json
-from glassgpt.weights.http import MirrorError, PassingError, StalePartError, answer, check_url, one_line, shown_url
+from glassgpt.weights.download.errors import DownloadError, OfflineError, network_reason, one_line
 
 if TYPE_CHECKING:
     import httpx
@@ -36,22 +36,9 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int | None], None]
 """Called with the bytes done and the bytes in all, None while nobody knows them."""
 
-_OVERLAP = 4096  # bytes of a .part that are fetched again: a server that lies about its range is caught by them
-_HEAD = 512  # bytes looked at for HTML
+_MAX_REDIRECTS = 10
 _MAX_WAIT_S = 60.0  # however long a server asks us to wait
 _STAMP_BYTES = 32 * 2**20  # below, hashing is as quick as reading a stamp
-
-
-class DownloadError(OSError):
-    """A file could not be had. One line: what failed, for each source why, and the way out."""
-
-
-class MissingFileError(DownloadError):
-    """Every source says that it has no such file (404, 410, or 403 as object stores say it)."""
-
-
-class OfflineError(DownloadError):
-    """The network is switched off by the environment and a file is not here."""
 
 
 def download_file(
@@ -68,13 +55,13 @@ def download_file(
 ) -> Path:
     """`destination`, fetched from the first of `urls` that yields the right file, unless it is there already.
 
-    An existing file is right if its size (bytes) and sha256 are, as far as they are known; a large one is
-    hashed once and a stamp kept. Passing faults are tried again up to `retries` times in a row without a
-    step forward, after `backoff`, 2 `backoff`, 4 `backoff` … seconds. With no sha256, the server's own
-    length must be met, and HTML is refused. A second process that wants the same file waits for the first
-    and finds it.
+    An existing file is right if its size (bytes) and sha256 are, as far as they are known; a large one is hashed once
+    and a stamp kept. Transient faults are retried up to `retries` times in a row without progress, after `backoff`,
+    2 `backoff`, 4 `backoff` … seconds. With no sha256 the server's own length must be met. A second process that wants
+    the same file waits for the first and finds it.
 
-    Raises `ValueError` for arguments that cannot be meant, else `DownloadError` or one of its kinds.
+    Raises `ValueError` for arguments that make no sense, else `DownloadError`: also where `destination` holds another
+    file, which stays as it is.
     """
     file = _File((urls,) if isinstance(urls, str) else tuple(urls), Path(destination), size, sha256)
     file.check_arguments()
@@ -97,6 +84,22 @@ def download_file(
     return file.path
 
 
+class _SourceError(Exception):
+    """This source does not yield the file; the next one may."""
+
+
+class _TransientError(_SourceError):
+    """A fault that may be gone at the next try, `wait` seconds from now if the server says so."""
+
+    def __init__(self, reason: str, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class _StalePartError(_SourceError):
+    """What lies in `.part` and what the server sends do not belong together."""
+
+
 @dataclass(frozen=True)
 class _File:
     """What is wanted."""
@@ -110,32 +113,40 @@ class _File:
         if not self.urls:
             raise ValueError(f"no URL to fetch {self.path.name} from")
         for url in self.urls:
-            check_url(url)
+            _check_url(url)
         if self.size is not None and self.size < 0:
             raise ValueError(f"the size of {self.path.name} is {self.size}; it cannot be below 0")
         if self.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.sha256):
-            raise ValueError(f"{self.sha256!r} is no sha256: that is 64 digits 0-9 a-f")
+            raise ValueError(f"{self.sha256!r} is not a sha256: that is 64 digits 0-9 a-f")
 
     def is_right(self) -> bool:
-        """Whether it is there already, as far as anything is known of it."""
+        """Whether it is there already, as far as anything is known of it; `DownloadError` where another file is."""
         if self.path.is_dir():
             raise DownloadError(f"{self.path} is a directory where a file should go: move it away")
         try:
             found = self.path.stat().st_size
         except FileNotFoundError:
             return False
-        right = found > 0 if self.size is None else found == self.size
-        return right and (self.sha256 is None or has_sha256(self.path, self.sha256))
+        if found == 0 != self.size:
+            return False  # nothing to lose
+        if self.size not in (None, found):
+            wrong = f"{found:,} bytes instead of {self.size:,}"
+        elif self.sha256 is not None and not has_sha256(self.path, self.sha256):
+            wrong = f"a sha256 other than {self.sha256}"
+        else:
+            return True
+        # half a file of a tool that writes under the final name, or something of the user's: nobody can tell
+        raise DownloadError(f"{self.path} has {wrong}, so it is not the published file: move it away and run again")
 
     def way_out(self) -> str:
-        facts = [shown_url(self.urls[0])]
+        facts = [_shown_url(self.urls[0])]
         facts += [f"{self.size:,} bytes"] if self.size is not None else []
         facts += [f"sha256 {self.sha256}"] if self.sha256 is not None else []
         return f"put the file at {self.path} yourself ({', '.join(facts)}) and run again"
 
 
 class _Transfer:
-    """One file on its way: `.part` grows, `.part.json` says where it comes from."""
+    """One file on its way: `.part` grows; `.part.etag` says of which URL and version it is."""
 
     def __init__(
         self, file: _File, client: httpx.Client, progress: Progress | None, retries: int, backoff: float
@@ -146,17 +157,17 @@ class _Transfer:
         self.retries = retries
         self.backoff = backoff
         self.part = file.path.with_name(file.path.name + ".part")
-        self.note = file.path.with_name(file.path.name + ".part.json")
+        self.note = file.path.with_name(file.path.name + ".part.etag")
         self.total = file.size
 
     def run(self) -> None:
         """Rename a right `.part` to its final name, or raise `DownloadError` with every source's reason."""
-        failures: list[tuple[str, MirrorError]] = []
+        failures = []
         for url in self.file.urls:
             try:
                 self._fetch(url)
-            except MirrorError as error:
-                failures.append((url, error))
+            except _SourceError as error:
+                failures.append(f"{_shown_url(url)}: {error}")
                 continue
             self.part.replace(self.file.path)
             sync(self.file.path.parent)
@@ -164,10 +175,7 @@ class _Transfer:
             if self.file.sha256 is not None:
                 _stamp(self.file.path, self.file.sha256)
             return
-        reasons = "; ".join(f"{shown_url(url)}: {error}" for url, error in failures)
-        text = f"could not download {self.file.path.name}: {reasons}; {self.file.way_out()}"
-        missing = all(error.status in (403, 404, 410) for _, error in failures)
-        raise (MissingFileError if missing else DownloadError)(text)
+        raise DownloadError(f"could not download {self.file.path.name}: {'; '.join(failures)}; {self.file.way_out()}")
 
     def _fetch(self, url: str) -> None:
         """Bring `.part` to the right content from one source, in as many requests as it takes."""
@@ -178,104 +186,92 @@ class _Transfer:
             try:
                 self._check(resumed=self._receive(url))
                 return
-            except StalePartError as error:
+            except _StalePartError as error:
                 self._drop()
                 furthest = 0
                 restarts += 1
                 if restarts > 2:
                     raise
                 reason = str(error)
-            except PassingError as error:
+            except _TransientError as error:
                 reason, wait = str(error), error.wait
-            # a smaller gain is no step forward, or a server that drips would never be given up
+            # a smaller gain is no progress, or a server that drips would never be given up
             step = min(2**20, max(1, (self.total or 2**27) // 100))
             if self._have() >= furthest + step:
                 furthest, failures = self._have(), 0
             failures += 1
             if failures > self.retries:
-                raise MirrorError(f"{reason} ({failures} times in a row)")
+                raise _SourceError(f"{reason} ({failures} times in a row)")
             sleep(min(_MAX_WAIT_S, self.backoff * 2 ** (failures - 1) if wait is None else wait))
 
     def _receive(self, url: str) -> bool:
         """One request that ends with a `.part` of full length; whether some of it was there before."""
-        have, validator = self._resumable(url)
+        have, etag = self._resumable(url)
         if self.file.sha256 is not None and 0 < have == self.file.size:
             return True
-        start = max(0, have - _OVERLAP)
-        headers = {"Range": f"bytes={start}-"} if start else {}
-        if start and validator:
-            headers["If-Range"] = validator
-        with answer(self.client, url, headers) as response:
-            total = self._total(response, start)
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        if have and etag:
+            headers["If-Range"] = etag
+        with _answer(self.client, url, headers) as response:
+            self.total = total = self._total(response, have)
             resumed = response.status_code == HTTPStatus.PARTIAL_CONTENT
-            stream = response.iter_raw()
-            known = self._tail(start) if resumed else b""
-            head = _first(stream, len(known) or _HEAD)
-            if not resumed and _is_html(head) and not self._wants_html():
-                raise MirrorError("a proxy or login page instead of weights")
-            if self.file.size is not None and total != self.file.size:
-                raise MirrorError(f"offers {total:,} bytes, not {self.file.size:,}")
-            if resumed:
-                if head[: len(known)] != known[: len(head)] or (total is not None and have > total):
-                    raise StalePartError("its bytes do not go on where the partial file ends")
-                head, done = head[len(known) :], have
-            else:
+            done = have if resumed else 0
+            if not resumed:
                 self._drop()
-                self._write_note(url, response)
-                done = 0
-            if total is not None:
-                self._check_room(total - done)
+                if (etag := response.headers.get("ETag", "")).startswith('"'):  # W/"…" proves no equal bytes
+                    self.note.write_text(f"{_shown_url(url)}\n{etag}", encoding="utf-8")
+            self._check_room(0 if total is None else total - done)
             with self.part.open("ab" if resumed else "wb") as part:
-                for chunk in chain([head], stream):
+                for chunk in response.iter_raw():
                     done += len(chunk)
                     if total is not None and done > total:
                         self._drop()
-                        raise MirrorError(f"sends more than the {total:,} bytes it announced")
+                        raise _SourceError(f"sends more than the {total:,} bytes it announced")
                     part.write(chunk)
                     if self.progress is not None:
                         self.progress(done, total)
                 part.flush()
                 os.fsync(part.fileno())
         if total is not None and done < total:
-            raise PassingError(f"closed after {done:,} of {total:,} bytes")
+            raise _TransientError(f"closed after {done:,} of {total:,} bytes")
         return resumed
 
     def _resumable(self, url: str) -> tuple[int, str | None]:
-        """Bytes of `.part` that may be gone on from, and the validator (RFC 9110, 8.8) they came with.
+        """Bytes of `.part` to resume after, and the ETag they came with.
 
-        Without either a validator of this very URL or a sha256 nothing would show that the file has changed.
+        Without either the ETag of this very URL or a sha256 nothing would show that the file has changed.
         """
         have = self._have()
-        if have <= _OVERLAP or (self.file.size is not None and have > self.file.size):
+        if self.file.size is not None and have > self.file.size:
             return 0, None
-        validator = None
+        etag = None
         with suppress(OSError, ValueError):
-            note = read_json(self.note)
-            if note.get("url") == shown_url(url) and isinstance(note.get("validator"), str):
-                validator = note["validator"]
-        return (have, validator) if validator or self.file.sha256 is not None else (0, None)
+            noted, _, text = self.note.read_text(encoding="utf-8").partition("\n")
+            etag = text if noted == _shown_url(url) else None
+        return (have, etag) if etag or self.file.sha256 is not None else (0, None)
 
     def _total(self, response: httpx.Response, start: int) -> int | None:
         """The whole file's length, None if nobody says it; refuses what the headers show to be wrong."""
         encoding = response.headers.get("Content-Encoding", "").strip().lower()
         if encoding not in ("", "identity"):
-            raise MirrorError(f"sends it as {encoding[:20]!r} though plain bytes were asked for")
+            raise _SourceError(f"sends it as {encoding[:20]!r} though plain bytes were asked for")
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if kind in ("text/html", "application/xhtml+xml") and not self._wants_html():
-            raise MirrorError("a proxy or login page instead of weights (its Content-Type is HTML)")
-        total: int | None = None
+        if kind in ("text/html", "application/xhtml+xml"):
+            raise _SourceError("a proxy or login page instead of the file (its Content-Type is HTML)")
+        total = self.file.size
         if response.status_code == HTTPStatus.PARTIAL_CONTENT:
             text = response.headers.get("Content-Range", "")
-            found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", text)
+            found = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", text)
             if found is None or int(found[1]) != start:
-                raise StalePartError(f"answers with another range than the asked one, from byte {start:,}")
-            total = None if found[3] == "*" else int(found[3])
+                raise _StalePartError(f"answers with another range than the asked one, from byte {start:,}")
+            if found[2] != "*":
+                total = int(found[2])
         elif re.fullmatch(r"\d{1,18}", text := response.headers.get("Content-Length", "")):
             total = int(text)
-        total = self.file.size if total is None else total
         if total is None and self.file.sha256 is None:
-            raise MirrorError("does not say how long the file is, so nothing would show that it is whole")
-        self.total = total
+            raise _SourceError("does not say how long the file is, so nothing would show that it is whole")
+        if self.file.size not in (None, total):
+            raise _SourceError(f"offers {total:,} bytes, not {self.file.size:,}")
         return total
 
     def _check(self, *, resumed: bool) -> None:
@@ -283,7 +279,7 @@ class _Transfer:
             return
         self._drop()
         # a resumed file may owe its fault to the part that was there: another try, from its first byte
-        kind = StalePartError if resumed else MirrorError
+        kind = _StalePartError if resumed else _SourceError
         raise kind(f"wrong checksum: sha256 {digest}, not {self.file.sha256}")
 
     def _check_room(self, missing: int) -> None:
@@ -294,28 +290,17 @@ class _Transfer:
                 "make room or choose another directory"
             )
 
-    def _write_note(self, url: str, response: httpx.Response) -> None:
-        etag = response.headers.get("ETag", "")
-        strong = etag.startswith('"')  # W/"…" is a weak one, which proves no equal bytes
-        validator = etag if strong else response.headers.get("Last-Modified")
-        self.note.write_text(json.dumps({"url": shown_url(url), "validator": validator}), encoding="utf-8")
-
-    def _wants_html(self) -> bool:
-        return self.file.path.suffix in (".html", ".htm")
-
     def _have(self) -> int:
         with suppress(FileNotFoundError):
             return self.part.stat().st_size
         return 0
 
-    def _tail(self, start: int) -> bytes:
-        with self.part.open("rb") as part:
-            part.seek(start)
-            return part.read()
-
     def _drop(self) -> None:
         self.part.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
+
+
+# ---- HTTP: every fault in one line that says if a retry may help ----------
 
 
 def _client(connect_timeout: float, read_timeout: float) -> httpx.Client:
@@ -345,6 +330,70 @@ def _trusted(cafile: str | None, capath: str | None) -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
+@contextmanager
+def _answer(client: httpx.Client, url: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+    """The answer at the end of the redirects, its body unread: 200, or 206 if `headers` ask for a range.
+
+    httpx would follow redirects itself, but from https to http too, and only once it had read each one's body.
+    """
+    with _network_errors():
+        request = client.build_request("GET", url, headers=dict(headers))
+        for _ in range(_MAX_REDIRECTS + 1):
+            response = client.send(request, stream=True, follow_redirects=False)
+            try:
+                if response.next_request is None:
+                    _check_status(response, ranged="Range" in headers)
+                    yield response
+                    return
+                if (request.url.scheme, response.next_request.url.scheme) == ("https", "http"):
+                    raise _SourceError("redirects from https to http, which is not safe")
+                request = response.next_request
+            finally:
+                response.close()
+        raise _SourceError(f"redirects more than {_MAX_REDIRECTS} times")
+
+
+def _check_status(response: httpx.Response, *, ranged: bool) -> None:
+    status = response.status_code
+    if status == HTTPStatus.OK or (status == HTTPStatus.PARTIAL_CONTENT and ranged):
+        return
+    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and ranged:
+        raise _StalePartError("has nothing after the partial file's end (416)")
+    name = f"{status} {response.reason_phrase}".strip()[:100]
+    if status >= 500 or status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS):
+        raise _TransientError(name, wait=_retry_after(response.headers.get("Retry-After", "")))
+    raise _SourceError(name)
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds, from a number of seconds or a date (RFC 9110, 10.2.3); None if it is neither."""
+    if re.fullmatch(r"\d{1,9}", value):
+        return float(value)
+    try:
+        when = parsedate_to_datetime(value)
+        return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
+        return None
+
+
+@contextmanager
+def _network_errors() -> Iterator[None]:
+    """httpx's errors as ours."""
+    import httpx
+
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        what = "connection" if isinstance(error, httpx.ConnectTimeout) else "data"
+        raise _TransientError(f"no {what} in time") from error
+    except (httpx.ProxyError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+        raise _SourceError(one_line(error)) from error
+    except httpx.TransportError as error:
+        if reason := network_reason(error):
+            raise _SourceError(reason) from error
+        raise _TransientError(one_line(error) or "connection lost") from error
+
+
 def offline_switch() -> str | None:
     """The environment variable that switches the network off, if one does."""
     for name in ("GLASSGPT_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
@@ -353,24 +402,29 @@ def offline_switch() -> str | None:
     return None
 
 
+def _check_url(url: str) -> None:
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname:
+            return
+    raise ValueError(f"{one_line(url)!r} is not an http or https URL")
+
+
+def _shown_url(url: str) -> str:
+    """The URL without what may be secret: user, password, query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+# ---- The disk ----------
+
+
 def _disk_reason(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; make room and run again, which goes on where it stopped"
+        return "the disk is full; make room and run again, which resumes where it stopped"
     if error.errno == errno.EFBIG:
         return "this file system takes no file that large; choose another directory"
     return f"{error.strerror or one_line(error)}; choose another directory"
-
-
-def _first(stream: Iterator[bytes], n: int) -> bytes:
-    """The first chunks of `stream`, together at least `n` bytes if there are so many."""
-    head = b""
-    while len(head) < n and (chunk := next(stream, None)) is not None:
-        head += chunk
-    return head
-
-
-def _is_html(head: bytes) -> bool:
-    return head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
 def sha256_of(path: Path) -> str:

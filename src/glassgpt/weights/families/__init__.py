@@ -1,0 +1,1 @@
+"""Families of files: whose names and layout a model's tensors have, to ours and back."""
