@@ -16,7 +16,7 @@ from glassgpt.tokenizer import Tokenizer
 from glassgpt.weights.download.resolve import resolve_model
 from glassgpt.weights.families.gpt2_names import to_gpt2_names
 from glassgpt.weights.families.huggingface import to_config_json
-from glassgpt.weights.formats import read_model
+from glassgpt.weights.read import read_model
 
 MODEL_FILES = (
     "config.json",
@@ -98,7 +98,7 @@ def load_model(
 ) -> tuple[GPTModel, Tokenizer]:
     """A model, in `eval` mode, and its tokenizer.
 
-    `model` is a directory or file in any format that `weights.formats` reads, or a name to download: "gpt2" and its
+    `model` is a directory or file in any format that `weights.read` knows, or a name to download: "gpt2" and its
     sisters, or "owner/name" on Hugging Face (see `weights.download.resolve.resolve_model`, which `weights_dir` goes
     to). `tokenizer`, or the directory of one, is for files that come without. `dtype` None keeps the file's own;
     `n_heads` is for the book's files. Raises `FileNotFoundError`, `ValueError` or `DownloadError`, in one

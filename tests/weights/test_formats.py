@@ -2,12 +2,14 @@
 
 import importlib.metadata
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow_writer
 import torch
 from safetensors.torch import save_file
 from tensorflow_writer import write_checkpoint
@@ -17,7 +19,8 @@ from glassgpt import GPTConfig, GPTModel, Tokenizer, load_model, save_model
 from glassgpt.weights.containers.tensorflow import TensorFlowCheckpoint
 from glassgpt.weights.families.gpt2_names import to_gpt2_names
 from glassgpt.weights.families.huggingface import to_config_json
-from glassgpt.weights.formats import read_model
+from glassgpt.weights.formats import FORMATS, WRITABLE
+from glassgpt.weights.read import read_model
 
 Make = Callable[..., GPTModel]
 Tensors = dict[str, Tensor]
@@ -173,7 +176,7 @@ def test_the_name_of_a_file_says_nothing(tmp_path: Path, tiny_model: Make, kind:
 )
 def test_what_is_no_known_format(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
-    assert_refused(tmp_path / "model.safetensors", "in no known format: a Hugging Face GPT-2 directory, OpenAI's")
+    assert_refused(tmp_path / "model.safetensors", "in no known format: nanoGPT's ckpt.pt, the book's")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +238,10 @@ def test_a_tensor_too_many_is_named(tmp_path: Path, tiny_model: Make, kind: str)
 
 def test_a_tensor_whose_name_is_no_name(tmp_path: Path, tiny_model: Make) -> None:
     """It would break the error's one line, or the terminal."""
-    for kind, parts in (("Hugging Face", "is no tensor's name"), ("nanoGPT", "is a Tensor, not a named tensor")):
+    for kind, parts in (
+        ("Hugging Face", "is not the name of a tensor"),
+        ("nanoGPT", "is a Tensor, not a named tensor"),
+    ):
         model, tensors = model_of(kind, tiny_model)
         path = WRITERS[kind](tmp_path, {**tensors, "a\nb\x1b[2J": torch.zeros(3)}, model.config)
         with pytest.raises(ValueError, match=parts) as caught:
@@ -316,10 +322,10 @@ def test_openais_files_give_the_scores_of_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
-        ({"n_layer": 3}, ["missing h.2.attn.c_attn.weight [12, 36]", "and 6 more"]),
+        ({"n_layer": 3}, ["missing h.2.ln_1.weight [12]", "and 6 more"]),
         ({"n_layer": 1}, ["unexpected model/h1/"]),
         ({"n_layer": 10**15}, ["1000000000000000 layers in the config, 28 tensors in all"]),
-        ({"n_ctx": 17}, ["wpe.weight is [16, 12], the config needs [17, 12]"]),
+        ({"n_ctx": 17}, ["wpe.weight is [16, 12] instead of [17, 12]"]),
         ({"n_head": 5}, ["hparams.json: emb_dim 12 is not divisible by n_heads 5"]),
         ({"n_head": ...}, ["hparams.json: the settings have no 'n_head'"]),
         ({"n_embd": "12"}, ["hparams.json: emb_dim '12' must be a whole number, at least 1"]),
@@ -388,3 +394,46 @@ def test_a_model_that_was_read_can_be_saved_and_read_again(
         again, _ = load_model(out)
         assert again.config == model.config
         assert same(again, model)
+
+
+# ---- the table ----
+
+
+def test_the_table_is_what_the_modules_the_command_line_and_the_documents_have() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    table = {row.split("|")[1].strip().split(":")[0]: row for row in readme.splitlines() if row.startswith("| ")}
+    for each in FORMATS:
+        names = [*(["matches", "read"] if each.reads else []), *(["export"] if each.writes else [])]
+        if each.name == "huggingface":
+            names.remove("export")  # written by `checkpoint.save_model`
+        assert all(callable(each.function(name)) for name in names), each
+        _, _, reads, writes, *_ = table[each.title].split("|")
+        assert (reads.strip().startswith("yes"), writes.strip().startswith("yes")) == (each.reads, each.writes), each
+    formats = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    for name in WRITABLE:
+        assert name == "huggingface" or f"--to {name}" in formats
+
+
+def test_tensors_that_share_memory_beyond_a_tied_embedding_are_refused(tmp_path: Path, tiny_model: Make) -> None:
+    """A small file must not become a model of any size."""
+    state = dict(tiny_model(n_layers=12).state_dict())
+    path = tmp_path / "model.pth"
+    torch.save({name: state[re.sub(r"(?<=trf_blocks\.)\d+", "0", name)] for name in state}, path)
+    assert path.stat().st_size < 40_000
+    assert_refused(path, "bytes of memory, more than a tied embedding explains", n_heads=3)
+    mask = torch.ones(16, 16).triu(1)  # one tensor for all layers, as `export --to book` writes it
+    state |= {f"trf_blocks.{i}.att.mask": mask for i in range(12)}
+    state["out_head.weight"] = state["tok_emb.weight"]
+    torch.save(state, path)
+    assert read_model(path, n_heads=3).config.tie_embeddings
+
+
+def test_variables_that_overlap_are_refused(tmp_path: Path) -> None:
+    data = np.arange(6, dtype=np.float32).tobytes()
+    pairs = {b"": tensorflow_writer.header()}
+    pairs[b"a"] = tensorflow_writer.entry(data, shape=(6,), offset=0)
+    pairs[b"b"] = tensorflow_writer.entry(data[8:], shape=(4,), offset=8)
+    (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(data)
+    (tmp_path / "model.ckpt.index").write_bytes(tensorflow_writer.table(pairs))
+    with pytest.raises(ValueError, match="variables overlap at byte 8"):
+        TensorFlowCheckpoint(tmp_path / "model.ckpt")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from glassgpt.cli.console import download_bar, print_json, say
 from glassgpt.cli.options import DONE, FAILED, add_model, command, whole
+from glassgpt.weights.formats import NUMBER_TYPES, WRITABLE
 
 if TYPE_CHECKING:
     from glassgpt.weights.convert import Conversion
@@ -37,9 +38,9 @@ def add_commands(commands: Any) -> None:
 
     export = command(commands, "export", _export, "write a model for other tools, and prove that it is the same")
     add_model(export)
-    export.add_argument("--to", required=True, choices=("huggingface", "gguf", "book", "onnx"), help="the format")
+    export.add_argument("--to", required=True, choices=tuple(WRITABLE), help="the format")
     export.add_argument("--out", type=Path, required=True, metavar="PATH", help="the new file; huggingface: directory")
-    export.add_argument("--type", choices=("f32", "f16", "q8_0"), help="GGUF only: number type (default: f32)")
+    export.add_argument("--type", choices=NUMBER_TYPES, help="GGUF only: number type (default: f32)")
     export.add_argument("--name", help="GGUF only: the model's name in the file (default: the file's)")
 
 

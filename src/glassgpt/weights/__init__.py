@@ -1,1 +1,1 @@
-"""Weights in and out: one file for each format."""
+"""Weights in and out: `formats` is the table, `families` and `containers` read and write, `download` fetches."""

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from glassgpt import GPTModel, Tokenizer, load_model, save_model
 from glassgpt.cli import main
-from glassgpt.weights.families.book import book_dict, is_book, write_book
-from glassgpt.weights.formats import read_model
+from glassgpt.weights.families.book import book_dict, matches, write_book
+from glassgpt.weights.formats import Found
+from glassgpt.weights.read import read_model
 
 Make = Callable[..., GPTModel]
 
@@ -196,7 +197,8 @@ def test_the_number_of_heads_is_asked_for_unless_the_width_is_gpt2s(tmp_path: Pa
     assert read_model(path, n_heads=8).config.n_heads == 8
     for emb_dim, n_heads in ((768, 12), (1024, 16), (1280, 20), (1600, 25)):
         wide = {"emb_dim": emb_dim, "vocab_size": 2, "context_length": 2}
-        shape = read_state(tmp_path, lambda state, wide=wide: state, n_layers=1, **wide)
+        with pytest.warns(UserWarning, match=f"model.pth does not say its number of heads: {n_heads} are assumed"):
+            shape = read_state(tmp_path, lambda state, wide=wide: state, n_layers=1, **wide)
         assert shape == (emb_dim, n_heads)
 
 
@@ -216,9 +218,9 @@ Edit = Callable[[dict[str, Any]], object]
         (lambda s: s.pop("pos_emb.weight"), "has no two-dimensional tok_emb.weight and pos_emb.weight"),
         (lambda s: s.update({"tok_emb.weight": torch.zeros(12)}), "has no two-dimensional tok_emb.weight"),
         (lambda s: s.update({"tok_emb.weight": torch.zeros(0, 12)}), "vocab_size 0 must be a whole number, at least 1"),
-        (lambda s: s.update({"tok_emb.weight": torch.zeros(9, 12)}), "out_head.weight is [61, 12] where [9, 12]"),
-        (lambda s: s.update({"tok_emb.weight": torch.zeros(61, 15)}), "pos_emb.weight is [16, 12] where [16, 15]"),
-        (lambda s: s.update({"pos_emb.weight": torch.zeros(16, 15)}), "pos_emb.weight is [16, 15] where [16, 12]"),
+        (lambda s: s.update({"tok_emb.weight": torch.zeros(9, 12)}), "out_head.weight is [61, 12] instead of [9, 12]"),
+        (lambda s: s.update({"tok_emb.weight": torch.zeros(61, 15)}), "pos_emb.weight is [16, 12] instead of [16, 15]"),
+        (lambda s: s.update({"pos_emb.weight": torch.zeros(16, 15)}), "pos_emb.weight is [16, 15] instead of [16, 12]"),
         (lambda s: s.pop("trf_blocks.0.att.W_query.bias"), "missing trf_blocks.0.att.W_query.bias [12]"),
         (lambda s: s.pop("trf_blocks.1.norm2.shift"), "missing trf_blocks.1.norm2.shift [12]"),
         (lambda s: s.update({"trf_blocks.7.x": torch.zeros(1)}), "missing trf_blocks.2.att.W_query.weight [12, 12]"),
@@ -249,8 +251,8 @@ def test_a_file_that_claims_thousands_of_layers_is_refused_before_they_are_made(
 
 @pytest.mark.parametrize("value", [None, [], {}, "tok_emb.weight", {"model_state_dict": 3}, {"model": {}}])
 def test_what_is_no_state_dict_of_the_books(value: object) -> None:
-    assert not is_book(value)
-    assert is_book(the_books().state_dict())
+    assert not matches(Found(Path("x"), value))
+    assert matches(Found(Path("x"), the_books().state_dict()))
 
 
 # ---- out -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glassgpt import GPTConfig, GPTModel
-from glassgpt.weights.families.gpt2_names import build_model, from_gpt2_names, to_gpt2_names
+from glassgpt.weights.containers.source import InMemory, OnDemand
+from glassgpt.weights.families.gpt2_names import from_gpt2_names, to_gpt2_names
+from glassgpt.weights.families.state import build_model
 
 Make = Callable[..., GPTModel]
 Tensors = dict[str, Tensor]
@@ -28,7 +30,7 @@ def theirs_of(make: Make, **changes: Any) -> tuple[GPTConfig, Tensors]:
 
 def error(tensors: Mapping[str, Tensor], config: GPTConfig, **options: Any) -> str:
     with pytest.raises(ValueError) as caught:
-        from_gpt2_names(dict(tensors), config, source="SOURCE", **options)
+        from_gpt2_names(InMemory(dict(tensors)), config, source="SOURCE", **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -54,7 +56,7 @@ def test_there_and_back_is_equal_bit_for_bit(
     )
     theirs = to_gpt2_names(model.state_dict(), model.config)
     assert all(tensor.is_contiguous() and not tensor.requires_grad for tensor in theirs.values())
-    state = from_gpt2_names(dict(theirs), model.config)
+    state = from_gpt2_names(InMemory(dict(theirs)), model.config)
     assert equal(dict(sorted(state.items())), dict(sorted(model.state_dict().items())))
     assert equal(build_model(model.config, state).state_dict(), model.state_dict())
 
@@ -86,8 +88,11 @@ def test_nanogpts_matrices_are_the_other_way_round(tiny_model: Make) -> None:
     config, theirs = theirs_of(tiny_model)
     linear = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
     turned = {name: tensor.T.contiguous() if name.endswith(linear) else tensor for name, tensor in theirs.items()}
-    assert equal(from_gpt2_names(dict(turned), config, transposed=False), from_gpt2_names(dict(theirs), config))
-    assert "h.0.attn.c_attn.weight is [36, 12], the config needs [12, 36]" in error(turned, config)
+    assert equal(
+        from_gpt2_names(InMemory(dict(turned)), config, transposed=False),
+        from_gpt2_names(InMemory(dict(theirs)), config),
+    )
+    assert "h.0.attn.c_attn.weight is [36, 12] instead of [12, 36]" in error(turned, config)
 
 
 def test_the_names_of_the_bare_model_and_the_masks_of_old_files(tiny_model: Make) -> None:
@@ -97,7 +102,7 @@ def test_the_names_of_the_bare_model_and_the_masks_of_old_files(tiny_model: Make
         bare[f"h.{i}.attn.bias"] = torch.ones(1, 1, 16, 16, dtype=torch.uint8).tril()
         bare[f"h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
     bare["lm_head.weight"] = bare["wte.weight"].clone()  # as .bin files of a tied model have it
-    assert equal(from_gpt2_names(dict(bare), config), from_gpt2_names(dict(theirs), config))
+    assert equal(from_gpt2_names(InMemory(dict(bare)), config), from_gpt2_names(InMemory(dict(theirs)), config))
 
 
 @SWITCHES
@@ -107,17 +112,17 @@ def test_every_single_missing_extra_or_misshapen_tensor_is_named(tiny_model: Mak
         short = name.removeprefix("transformer.")
         without = {other: t for other, t in theirs.items() if other != name}
         if short.endswith("c_attn.bias") and not bias:
-            from_gpt2_names(dict(without), config)  # zeros may be written or left out
+            from_gpt2_names(InMemory(dict(without)), config)  # zeros may be written or left out
         else:
             assert error(without, config) == f"SOURCE does not fit its config: missing {short} {list(tensor.shape)}"
             shape = [*tensor.shape[:-1], tensor.shape[-1] + 1]
             text = error({**theirs, name: torch.zeros(shape)}, config)
-            wanted = f"{short} is {shape}, the config needs {list(tensor.shape)}"
+            wanted = f"{short} is {shape} instead of {list(tensor.shape)}"
             assert text == f"SOURCE does not fit its config: {wanted}"
         if short.endswith("c_attn.bias") and not bias:
             continue
         flat = error({**theirs, name: tensor.flatten()[:0]}, config)
-        assert f"{short} is [0], the config needs" in flat
+        assert f"{short} is [0] instead of" in flat
     for extra in ("score.weight", "h.2.ln_1.weight", "h.0.attn.c_attn.scale", "transformer.h.0.mlp.c_fc"):
         text = error({**theirs, extra: torch.zeros(3)}, config)
         assert text == f"SOURCE does not fit its config: unexpected {extra.removeprefix('transformer.')}"
@@ -130,7 +135,7 @@ def test_a_transposed_matrix_is_named(tiny_model: Make, name: str) -> None:
     config, theirs = theirs_of(tiny_model)
     shape = list(theirs[f"transformer.{name}"].shape)
     text = error({**theirs, f"transformer.{name}": theirs[f"transformer.{name}"].T}, config)
-    assert text == f"SOURCE does not fit its config: {name} is {shape[::-1]}, the config needs {shape}"
+    assert text == f"SOURCE does not fit its config: {name} is {shape[::-1]} instead of {shape}"
 
 
 def test_all_problems_come_at_once_and_stay_one_line(tiny_model: Make) -> None:
@@ -140,7 +145,7 @@ def test_all_problems_come_at_once_and_stay_one_line(tiny_model: Make) -> None:
     assert text.endswith(f" and {1 + 12 + 1 - 6} more")
     del theirs["transformer.wpe.weight"]
     text = error({**theirs, "a": torch.zeros(1), "transformer.ln_f.bias": torch.zeros(7)}, config)
-    wanted = "missing wpe.weight [16, 12]; unexpected a; ln_f.bias is [7], the config needs [12]"
+    wanted = "missing wpe.weight [16, 12]; unexpected a; ln_f.bias is [7] instead of [12]"
     assert text == f"SOURCE does not fit its config: {wanted}"
 
 
@@ -186,39 +191,33 @@ def test_a_config_of_absurdly_many_layers_is_refused_before_they_are_counted(tin
 def test_the_result_is_a_copy_in_the_dtype_asked_for(tiny_model: Make) -> None:
     config, theirs = theirs_of(tiny_model)
     for dtype in (None, torch.float64, torch.bfloat16):
-        state = from_gpt2_names(dict(theirs), config, dtype=dtype)
+        state = from_gpt2_names(InMemory(dict(theirs)), config, dtype=dtype)
         assert {tensor.dtype for tensor in state.values()} == {dtype or torch.float32}
-    before = {name: tensor.clone() for name, tensor in from_gpt2_names(dict(theirs), config).items()}
+    before = {name: tensor.clone() for name, tensor in from_gpt2_names(InMemory(dict(theirs)), config).items()}
     kept = list(theirs.values())
-    state = from_gpt2_names(theirs, config)
-    assert not theirs  # a plain dict is emptied, so that the weights are not held twice
+    state = from_gpt2_names(InMemory(theirs), config)
+    assert not theirs  # the dict is emptied, so that the weights are not held twice
     for tensor in kept:
         tensor.zero_()
     assert equal(state, before)
     assert state["out_head.weight"] is state["tok_emb.weight"]
 
 
-def test_a_lazy_mapping_is_read_one_tensor_at_a_time(tiny_model: Make) -> None:
+def test_a_lazy_source_is_read_one_tensor_at_a_time(tiny_model: Make) -> None:
     config, theirs = theirs_of(tiny_model)
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
     most = 0
 
-    class Lazy(Mapping[str, Tensor]):
-        def __getitem__(self, name: str) -> Tensor:
-            nonlocal most
-            tensor = theirs[name].clone()
-            alive.add(tensor)
-            most = max(most, len(alive))
-            return tensor
+    def read(tensor: Tensor) -> Tensor:
+        nonlocal most
+        copy = tensor.clone()
+        alive.add(copy)
+        most = max(most, len(alive))
+        return copy
 
-        def __iter__(self) -> Iterator[str]:
-            return iter(theirs)
-
-        def __len__(self) -> int:
-            return len(theirs)
-
-    state = from_gpt2_names(Lazy(), config)
-    assert equal(state, from_gpt2_names(dict(theirs), config))
+    lazy = OnDemand(theirs, read, lambda tensor: tensor.shape)
+    state = from_gpt2_names(lazy, config)
+    assert equal(state, from_gpt2_names(InMemory(dict(theirs)), config))
     assert most <= 2
     assert not alive
 
@@ -226,7 +225,7 @@ def test_a_lazy_mapping_is_read_one_tensor_at_a_time(tiny_model: Make) -> None:
 @SWITCHES
 def test_a_model_is_built_of_the_very_tensors_without_drawing_numbers(tiny_model: Make, tied: bool, bias: bool) -> None:
     config, theirs = theirs_of(tiny_model, tie_embeddings=tied, qkv_bias=bias)
-    state = from_gpt2_names(dict(theirs), config)
+    state = from_gpt2_names(InMemory(dict(theirs)), config)
     random = torch.get_rng_state()
     model = build_model(config, state)
     assert torch.equal(torch.get_rng_state(), random)

@@ -139,13 +139,13 @@ def add_layer(params: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("spoil", "config", "message"),
     [
-        (spoil_shape, {}, r"h\.1\.attn\.c_proj\.weight is \[12, 13\], the config needs \[12, 12\]"),
+        (spoil_shape, {}, r"h\.1\.attn\.c_proj\.weight is \[12, 13\] instead of \[12, 12\]"),
         (spoil_number, {}, r"h\.1\.mlp\.c_fc\.bias holds NaN"),
         (leave_out, {}, r"missing wpe\.weight \[16, 12\]; missing h\.0\.ln_2\.weight \[12\]"),
         (put_in, {}, "unexpected blocks/0/attn/c_extra/w"),
         (add_layer, {}, r"unexpected h\.2\.ln_1\.weight"),
-        (None, {"n_layers": 3}, r"missing h\.2\.attn\.c_attn\.weight \[12, 36\]"),
-        (None, {"context_length": 8}, r"wpe\.weight is \[16, 12\], the config needs \[8, 12\]"),
+        (None, {"n_layers": 3}, r"missing h\.2\.ln_1\.weight \[12\]"),
+        (None, {"context_length": 8}, r"wpe\.weight is \[16, 12\] instead of \[8, 12\]"),
         (
             None,
             {"qkv_bias": False},

@@ -5,7 +5,7 @@ them one at a time: by default it maps the whole file, and whoever copied its te
 the copies and the file.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from glassgpt.json_file import read_json
+from glassgpt.weights.containers.source import TensorSource
 
 SINGLE_NAME = "model.safetensors"
 """What Hugging Face calls the file when there is only one."""
@@ -27,7 +28,7 @@ _MAX_HEADER_BYTES = 8 * 2**20
 _DTYPES = ("BOOL", "U8", "I8", "U16", "I16", "F16", "BF16", "U32", "I32", "F32", "U64", "I64", "F64")
 
 
-class SafetensorsWeights(Mapping[str, Tensor]):
+class SafetensorsWeights(TensorSource):
     """The tensors of one safetensors file, or of a directory of them, by name; read when touched.
 
     `path` is a `.safetensors` file, or a directory with `model.safetensors` or with shards and their

@@ -193,6 +193,8 @@ def _map_shard(path: Path, entries: list[_Entry]) -> mmap.mmap:
     end = 0
     ranges = sorted((entry.offset, entry.offset + entry.size) for entry in entries)
     for start, following in [*ranges, (size, size)]:
+        if start < min(end, following):
+            raise ValueError(f"{path}: variables overlap at byte {start}; the file is damaged")
         if start - end > _MAX_PADDING_BYTES or any(data[end:start]):
             raise ValueError(f"{path}: bytes {end} to {start} belong to no variable; the file is damaged")
         end = max(end, following)

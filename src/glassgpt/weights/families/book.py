@@ -1,7 +1,9 @@
-"""The book's `model.pth`: a state dict under the core's own names, with each layer's causal mask beside."""
+"""The book's `model.pth`: a state dict under the core's own names, with each layer's causal mask alongside."""
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,53 +14,70 @@ from torch import Tensor
 from glassgpt.config import PRESETS, GPTConfig
 from glassgpt.files import creating
 from glassgpt.model import GPTModel
-from glassgpt.weights.families.gpt2_names import build_model, check_tensor, own_copy, same
-from glassgpt.weights.families.huggingface import state_dict_of
+from glassgpt.tokenizer import Tokenizer
+from glassgpt.weights.containers.pickled import load_pickled
+from glassgpt.weights.containers.source import TensorSource
+from glassgpt.weights.families.state import (
+    MASKS,
+    account_for,
+    build_model,
+    check_tensor,
+    meta_state,
+    own_copy,
+    same,
+    tensors_of,
+)
+from glassgpt.weights.formats import Found
+from glassgpt.weights.proof import Proof, prove
 
 _HEADS = {PRESETS[name].emb_dim: PRESETS[name].n_heads for name in PRESETS if name.startswith("gpt2")}
 
 
-def is_book(value: Any) -> bool:
-    """Whether an unpickled value is a state dict of the book's model, alone or with its optimizer's."""
-    value = value.get("model_state_dict", value) if isinstance(value, dict) else {}
-    return isinstance(value, dict) and "tok_emb.weight" in value
+def matches(found: Found) -> bool:
+    """Whether it is a state dict of the book's model, alone or with its optimizer's."""
+    return "tok_emb.weight" in _state_dict(found)
 
 
-def read_book(
-    value: Mapping[str, Any],
-    path: Path,
-    n_heads: int | None = None,
-    dtype: torch.dtype | None = torch.float32,
-) -> GPTModel:
-    """The model of an unpickled `model.pth`.
+def read(found: Found, dtype: torch.dtype | None = torch.float32, n_heads: int | None = None) -> GPTModel:
+    """The model of a `model.pth`.
 
     Its shape is read off the tensors, but for the number of heads, which leaves no trace in them: `n_heads`, or, where
-    the width is one of GPT-2's, GPT-2's. Equal embedding and head become one, tied. `value` loses its weights on the
-    way, so that they are not in memory twice. Raises `ValueError` naming each tensor that is missing, unexpected, of a
-    wrong shape, not of a floating type or not finite.
+    the width is one of GPT-2's, GPT-2's, with a warning that says so. Equal embedding and head become one, tied. The
+    file's dict loses its weights on the way, so that they are not in memory twice. Raises `ValueError` naming each
+    tensor that is missing, unexpected, of a wrong shape, not of a floating type or not finite.
     """
-    state = state_dict_of(value.get("model_state_dict", value), path)
-    for name in [name for name in state if name.endswith(".att.mask")]:
-        del state[name]
-    config = _config_of(state, path, n_heads)
-    shapes = _shapes(config)
-    problems = [f"missing {name} {list(shape)}" for name, shape in shapes.items() if name not in state]
-    problems += [f"unexpected {name[:100]}" for name in state if name not in shapes]
-    problems += [
-        f"{name} is {list(state[name].shape)} where {list(shape)} is needed"
-        for name, shape in shapes.items()
-        if name in state and tuple(state[name].shape) != shape
-    ]
-    if problems:
-        raise ValueError(f"{path} is not a complete model of the book's: {'; '.join(problems[:6])}")
+    path = found.path
+    tensors = tensors_of(_state_dict(found), path)
+    config = _config_of(tensors, path, n_heads)
+    expected = {name: tuple(tensor.shape) for name, tensor in meta_state(config, str(path)).items()}
+    shapes = {name: tensors.shape(name) for name in tensors if not name.endswith(MASKS)}
+    account_for(expected, shapes, f"{path} is not a complete model of the book's")
     if config.tie_embeddings:
-        del state["out_head.weight"]
-    for name in sorted(state, key=lambda name: -state[name].numel()):
-        check_tensor(state[name], name, str(path))
-        state[name] = own_copy(state[name], dtype)
+        tensors.take("out_head.weight")
+        del expected["out_head.weight"]
+    state = {}
+    for name in sorted(expected, key=lambda name: -math.prod(expected[name])):
+        tensor = tensors.take(name)
+        check_tensor(tensor, name, str(path))
+        state[name] = own_copy(tensor, dtype)
     if config.tie_embeddings:
         state["out_head.weight"] = state["tok_emb.weight"]
     return build_model(config, state)
+
+
+def _state_dict(found: Found) -> Any:
+    value = found.value if isinstance(found.value, Mapping) else {}
+    state = value.get("model_state_dict", value)
+    return state if isinstance(state, Mapping) else {}
+
+
+def export(
+    model: GPTModel, tokenizer: Tokenizer, path: Path, number_type: str | None, name: str | None
+) -> tuple[Proof, list[str]]:
+    """`write_book`, proved by reading the file again; the note is the `cfg` to build the book's model with."""
+    write_book(model, path)
+    result = read(Found(path, load_pickled(path)), n_heads=model.config.n_heads)
+    return prove(model, result), [f"cfg = {book_dict(model.config)}"]
 
 
 def write_book(model: GPTModel, path: Path) -> None:
@@ -85,16 +104,21 @@ def book_dict(config: GPTConfig) -> dict[str, Any]:
     return {key: value for key, value in config.to_dict().items() if key in keys}
 
 
-def _config_of(state: Mapping[str, Tensor], path: Path, n_heads: int | None) -> GPTConfig:
+def _config_of(state: TensorSource, path: Path, n_heads: int | None) -> GPTConfig:
     try:
-        vocab_size, emb_dim = state["tok_emb.weight"].shape
-        context_length, _ = state["pos_emb.weight"].shape
+        vocab_size, emb_dim = state.shape("tok_emb.weight")
+        context_length, _ = state.shape("pos_emb.weight")
     except (KeyError, ValueError):
         raise ValueError(f"{path} has no two-dimensional tok_emb.weight and pos_emb.weight") from None
     if n_heads is None:
         if emb_dim not in _HEADS:
             raise ValueError(f"{path}: the number of heads is not in the file: give n_heads")
         n_heads = _HEADS[emb_dim]
+        warnings.warn(
+            f"{path} does not say its number of heads: {n_heads} are assumed, as in GPT-2 of this width; give n_heads "
+            "if it was trained with another number",
+            stacklevel=2,
+        )
     layers = {name.split(".")[1] for name in state if name.startswith("trf_blocks.")}
     tied = "out_head.weight" in state and same(state["out_head.weight"], state["tok_emb.weight"])
     try:
@@ -110,15 +134,3 @@ def _config_of(state: Mapping[str, Tensor], path: Path, n_heads: int | None) -> 
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def _shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of the model, which is not built: a file may claim any number of layers."""
-    with torch.device("meta"):
-        of_one_layer = GPTModel(config.replace(n_layers=1)).state_dict()
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, tensor in of_one_layer.items():
-        in_layer = name.removeprefix("trf_blocks.0.")
-        names = [name] if in_layer == name else [f"trf_blocks.{i}.{in_layer}" for i in range(config.n_layers)]
-        shapes |= dict.fromkeys(names, tuple(tensor.shape))
-    return shapes

@@ -6,7 +6,7 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and of llama.cpp's own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from glassgpt.config import GPTConfig
 from glassgpt.files import creating
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.weights.families.gpt2_names import build_model, from_gpt2_names, to_gpt2_names
-
-TYPES = ("f32", "f16", "q8_0")
-"""Number types of the matrices: 32, 16 and about 8.5 bits a weight. Vectors and positions stay float32."""
+from glassgpt.weights.containers.source import OnDemand
+from glassgpt.weights.families.gpt2_names import from_gpt2_names, to_gpt2_names
+from glassgpt.weights.families.state import build_model
+from glassgpt.weights.formats import NUMBER_TYPES
+from glassgpt.weights.proof import Proof, prove
 
 _PARTS = {
     "ln_1": "attn_norm",
@@ -45,13 +46,13 @@ _NO_MERGE = "[none] [none]"
 
 
 def write_gguf(model: GPTModel, tokenizer: Tokenizer, path: Path, kind: str = "f32", name: str = "glassgpt") -> None:
-    """Write one file that llama.cpp runs; `kind` is one of `TYPES`.
+    """Write one file that llama.cpp runs; `kind` is one of `NUMBER_TYPES`.
 
     Rows that do not divide into Q8_0's blocks of 32 are kept in float16. Raises `ValueError` for a model or tokenizer
     that the format cannot express, `ImportError` where the extra is missing.
     """
-    if kind not in TYPES:
-        raise ValueError(f"GGUF type {kind!r} is unknown: use one of {', '.join(TYPES)}")
+    if kind not in NUMBER_TYPES:
+        raise ValueError(f"GGUF type {kind!r} is unknown: use one of {', '.join(NUMBER_TYPES)}")
     if model.config.sliding_window is not None:
         raise ValueError("llama.cpp's GPT-2 has no sliding window: this model cannot be a GGUF")
     gguf = _library()
@@ -89,9 +90,9 @@ def write_gguf(model: GPTModel, tokenizer: Tokenizer, path: Path, kind: str = "f
 def read_gguf(path: Path, *, gelu: str = "tanh") -> GPTModel:
     """The model in a GGUF that `write_gguf` wrote, quantised tensors expanded.
 
-    `gelu` is the form that the file does not tell. This is how an export is proved. It is no door for files from
-    strangers: the `gguf` package believes the counts
-    that a file claims. Raises `ValueError` for another architecture, `ImportError` where the extra is missing.
+    `gelu` is the form that the file does not say. This is how an export is proved. It is not for files from strangers:
+    the `gguf` package believes the counts that a file claims. Raises `ValueError` for another architecture,
+    `ImportError` where the extra is missing.
     """
     gguf = _library()
     reader = gguf.GGUFReader(str(path))
@@ -119,33 +120,28 @@ def read_gguf(path: Path, *, gelu: str = "tanh") -> GPTModel:
         array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         return torch.from_numpy(np.array(array, dtype=np.float32))
 
-    lazy = _Lazy({names.get(name, name): tensor for name, tensor in kept.items()}, expanded)
-    state = from_gpt2_names(lazy, config, transposed=False, source=str(path))
-    return build_model(config, state)
+    renamed = {names.get(name, name): tensor for name, tensor in kept.items()}
+    # the format counts the dimensions from the last
+    tensors = OnDemand(renamed, expanded, lambda tensor: [int(n) for n in reversed(tensor.shape)])
+    return build_model(config, from_gpt2_names(tensors, config, transposed=False, source=str(path)))
 
 
-class _Lazy(Mapping[str, Tensor]):
-    """Tensors expanded one at a time, when they are asked for."""
-
-    def __init__(self, kept: Mapping[str, Any], expand: Callable[[Any], Tensor]) -> None:
-        self._kept, self._expand = kept, expand
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._expand(self._kept[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._kept)
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, not expanded for it; the format counts the dimensions from the last."""
-        return tuple(int(n) for n in reversed(self._kept[name].shape))
+def export(
+    model: GPTModel, tokenizer: Tokenizer, path: Path, number_type: str | None, name: str | None
+) -> tuple[Proof, list[str]]:
+    """`write_gguf`, proved by reading the file again; the note says where llama.cpp computes something else."""
+    number_type = number_type or "f32"
+    write_gguf(model, tokenizer, path, number_type, name or path.stem)
+    notes = []
+    if model.config.gelu == "erf":
+        notes.append("note: this model computes the erf form of GELU, llama.cpp the tanh form")
+    # the file does not say which form of GELU: the weights are compared under the source's
+    result = read_gguf(path, gelu=model.config.gelu)
+    return prove(model, result, rounding=None if number_type == "f32" else rounding(number_type)), notes
 
 
 def rounding(number_type: str) -> Callable[[str, Tensor], Tensor]:
-    """For `prove`: the largest error of each weight of a tensor in a GGUF of one of `TYPES`.
+    """For `prove`: the largest error of each weight of a tensor in a GGUF of one of `NUMBER_TYPES`.
 
     float16 keeps 11 bits, and its smallest steps are 2**-24. Q8_0 keeps blocks of 32 in steps of their largest
     magnitude / 127, a step that is itself a float16.

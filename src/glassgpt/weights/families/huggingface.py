@@ -7,14 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from glassgpt.config import GPTConfig
 from glassgpt.json_file import read_json
 from glassgpt.model import GPTModel
 from glassgpt.weights.containers.pickled import load_pickled
-from glassgpt.weights.containers.safetensors_file import INDEX_NAME, SINGLE_NAME, SafetensorsWeights
-from glassgpt.weights.families.gpt2_names import build_model, from_gpt2_names
+from glassgpt.weights.containers.safetensors_file import (
+    INDEX_NAME,
+    SINGLE_NAME,
+    SafetensorsWeights,
+    resolve_shards,
+)
+from glassgpt.weights.containers.source import TensorSource
+from glassgpt.weights.families.gpt2_names import from_gpt2_names
+from glassgpt.weights.families.state import build_model, tensors_of
+from glassgpt.weights.formats import Found
 
 OURS = "glassgpt"
 """The key of config.json that holds what `GPT2Config` has no word for."""
@@ -90,33 +97,32 @@ def from_config_json(values: Mapping[str, Any], source: str = "config.json") -> 
     return config
 
 
-def read_huggingface(
-    directory: Path, dtype: torch.dtype | None = torch.float32, tensors: Mapping[str, Tensor] | None = None
-) -> GPTModel:
-    """The GPT-2 in `directory`: safetensors, sharded or not, or an old `pytorch_model.bin`; or these `tensors`.
+def matches(found: Found) -> bool:
+    """Whether there is a `config.json`: in the directory, or beside the file."""
+    return (found.path / "config.json" if found.value is None else found.path.with_name("config.json")).exists()
 
-    Every tensor is accounted for, see `from_gpt2_names`. `dtype` None keeps the file's. Raises `FileNotFoundError`
-    and `ValueError`.
+
+def read(found: Found, dtype: torch.dtype | None = torch.float32, n_heads: int | None = None) -> GPTModel:
+    """The GPT-2 in a directory: safetensors, sharded or not, or an old `pytorch_model.bin`; or that of one file there.
+
+    Every tensor is accounted for, see `from_gpt2_names`. `dtype` None keeps the file's. `config.json` says the number
+    of heads. Raises `FileNotFoundError` and `ValueError`.
     """
+    directory = found.path if found.value is None else found.path.parent
     config = from_config_json(read_json(directory / "config.json"), str(directory / "config.json"))
-    tensors = _tensors_in(directory) if tensors is None else tensors
+    if found.value is None:
+        tensors = _tensors_in(directory)
+    elif (directory / INDEX_NAME).exists() and found.path in resolve_shards(directory).values():
+        tensors = SafetensorsWeights(directory)  # a shard stands for all of them
+    else:
+        tensors = tensors_of(found.value, found.path)
     return build_model(config, from_gpt2_names(tensors, config, dtype=dtype, source=str(directory)))
 
 
-def _tensors_in(directory: Path) -> Mapping[str, Tensor]:
+def _tensors_in(directory: Path) -> TensorSource:
     pickled = directory / "pytorch_model.bin"
     if pickled.exists() and not any((directory / name).exists() for name in (SINGLE_NAME, INDEX_NAME)):
-        return state_dict_of(load_pickled(pickled), pickled)
+        return tensors_of(load_pickled(pickled), pickled)
     # the single file before an index, as `transformers` does: a model saved over a sharded one has both
     single = directory / SINGLE_NAME
     return SafetensorsWeights(single if single.exists() else directory)
-
-
-def state_dict_of(value: Any, path: Path) -> dict[str, Tensor]:
-    """`value` if it is a dict of tensors by name, as `load_state_dict` takes it; `ValueError` otherwise."""
-    if not isinstance(value, dict) or not value:
-        raise ValueError(f"{path} holds a {type(value).__name__}, not a dict of tensors")
-    for name, tensor in value.items():
-        if not isinstance(name, str) or not name.isprintable() or not isinstance(tensor, Tensor):
-            raise ValueError(f"{path}: {str(name)[:100]!r} is a {type(tensor).__name__}, not a named tensor")
-    return value

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from glassgpt.config import GPTConfig
 from glassgpt.model import GPTModel
-from glassgpt.weights.families.gpt2_names import build_model, from_gpt2_names
-from glassgpt.weights.families.huggingface import state_dict_of
+from glassgpt.weights.families.gpt2_names import from_gpt2_names
+from glassgpt.weights.families.state import build_model, tensors_of
+from glassgpt.weights.formats import Found
 
 _ARGUMENTS = {
     "vocab_size": "vocab_size",
@@ -23,18 +22,18 @@ _ARGUMENTS = {
 }
 
 
-def is_nanogpt(value: Any) -> bool:
-    """Whether an unpickled value is a checkpoint that nanoGPT's `train.py` wrote."""
-    return isinstance(value, dict) and {"model", "model_args"} <= value.keys()
+def matches(found: Found) -> bool:
+    """Whether it is a checkpoint that nanoGPT's `train.py` wrote."""
+    return isinstance(found.value, dict) and {"model", "model_args"} <= found.value.keys()
 
 
-def read_nanogpt(value: Mapping[str, Any], path: Path, dtype: torch.dtype | None = torch.float32) -> GPTModel:
-    """The model of an unpickled `ckpt.pt`. A bias it does not have becomes the zeros it stands for.
+def read(found: Found, dtype: torch.dtype | None = torch.float32, n_heads: int | None = None) -> GPTModel:
+    """The model of a `ckpt.pt`, which says its number of heads. An absent bias becomes the zeros it stands for.
 
-    `torch.compile`'s prefix `_orig_mod.` is dropped; `value` loses its weights on the way. Raises `ValueError` where
-    a tensor or an argument is missing or wrong.
+    `torch.compile`'s prefix `_orig_mod.` is dropped; the checkpoint loses its weights on the way. Raises `ValueError`
+    where a tensor or an argument is missing or wrong.
     """
-    arguments = value["model_args"]
+    path, arguments = found.path, found.value["model_args"]
     if not isinstance(arguments, Mapping):
         raise ValueError(f"{path}: model_args is a {type(arguments).__name__}, not a dict")
     if missing := [key for key in _ARGUMENTS if key not in arguments]:
@@ -45,6 +44,6 @@ def read_nanogpt(value: Mapping[str, Any], path: Path, dtype: torch.dtype | None
         config = GPTConfig.of(shape | {"qkv_bias": biased, "tie_embeddings": True, "gelu": "erf"})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    tensors = state_dict_of(value["model"], path)
+    tensors = tensors_of(found.value["model"], path)
     state = from_gpt2_names(tensors, config, transposed=False, biased=biased, dtype=dtype, source=str(path))
     return build_model(config, state)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from glassgpt.files import creating
 from glassgpt.model import GPTModel
-from glassgpt.weights.families.gpt2_names import build_model
+from glassgpt.tokenizer import Tokenizer
+from glassgpt.weights.families.state import build_model
 from glassgpt.weights.proof import Proof, compare, prompt_for
 
 MAX_BYTES = 2**31
@@ -69,6 +70,13 @@ def write_onnx(model: GPTModel, path: Path) -> Proof:
         found = torch.from_numpy(session.run(None, {"input_ids": prompt.numpy()})[0])
     with torch.no_grad():
         return compare(scores(prompt), found)
+
+
+def export(
+    model: GPTModel, tokenizer: Tokenizer, path: Path, number_type: str | None, name: str | None
+) -> tuple[Proof, list[str]]:
+    """`write_onnx`, which proves itself."""
+    return write_onnx(model, path), []
 
 
 @contextmanager

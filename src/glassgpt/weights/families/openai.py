@@ -12,6 +12,13 @@ import torch
 from torch import Tensor
 
 from glassgpt.config import GPTConfig
+from glassgpt.json_file import read_json
+from glassgpt.model import GPTModel
+from glassgpt.weights.containers.source import OnDemand, TensorSource
+from glassgpt.weights.containers.tensorflow import TensorFlowCheckpoint
+from glassgpt.weights.families.gpt2_names import from_gpt2_names
+from glassgpt.weights.families.state import build_model
+from glassgpt.weights.formats import Found
 
 _PARTS = ("ln_1", "attn/c_attn", "attn/c_proj", "ln_2", "mlp/c_fc", "mlp/c_proj")
 _SETTINGS = {
@@ -63,53 +70,57 @@ def params_from_variables(variables: Mapping[str, npt.NDArray[Any]], n_layers: i
     return params
 
 
-def tensors_from_variables(variables: Mapping[str, npt.NDArray[Any]], n_layers: int) -> Mapping[str, Tensor]:
+def matches(found: Found) -> bool:
+    """Whether it is a directory with OpenAI's `hparams.json`."""
+    return found.value is None and (found.path / "hparams.json").exists()
+
+
+def read(found: Found, dtype: torch.dtype | None = torch.float32, n_heads: int | None = None) -> GPTModel:
+    """The GPT-2 in a directory with `hparams.json`, which says its number of heads, and a TensorFlow checkpoint.
+
+    Every variable under `model/` is accounted for, see `from_gpt2_names`. Raises `OSError` and `ValueError`.
+    """
+    settings = found.path / "hparams.json"
+    try:
+        config = config_from_settings(read_json(settings))
+    except ValueError as error:
+        raise ValueError(str(error) if str(settings) in str(error) else f"{settings}: {error}") from None
+    tensors = tensors_from_variables(TensorFlowCheckpoint(found.path), config.n_layers)
+    return build_model(config, from_gpt2_names(tensors, config, dtype=dtype, source=str(found.path)))
+
+
+def tensors_from_variables(variables: TensorFlowCheckpoint, n_layers: int) -> TensorSource:
     """A checkpoint's variables under GPT-2's names, for `from_gpt2_names`; each read when it is asked for.
 
     Variables that are not under `model/`, as a training run keeps them, are left out; one more under it keeps its
     name, so that whoever accounts for the names finds it.
     """
     known = {place.variable: place.gpt2_name for place in _places(min(n_layers, len(variables)))}
-    return _AsTensors(variables, {known.get(name, name): name for name in variables if name.startswith("model/")})
+    names = {known.get(name, name): name for name in variables if name.startswith("model/")}
+    return OnDemand(
+        names, lambda name: _tensor(variables[name]), lambda name: _without_leading_1(variables.shape(name))
+    )
 
 
-def tensors_from_params(params: Mapping[str, Any], *, head: bool = False) -> Mapping[str, Tensor]:
+def tensors_from_params(params: Mapping[str, Any], *, head: bool = False) -> TensorSource:
     """The book's params under GPT-2's names, for `from_gpt2_names`; each a tensor when it is asked for.
 
-    `head` adds the token embedding once more, as the output head. What is no place of a GPT-2's keeps its
+    `head` adds the token embedding once more, as the output head. What has no place in a GPT-2 keeps its
     path as its name, so that whoever accounts for the names finds it.
     """
     names = {place.keys: place.gpt2_name for place in _places(len(params.get("blocks", ())))}
     arrays = {names.get(keys, "/".join(map(str, keys))): array for keys, array in _leaves(params)}
     if head and "wte.weight" in arrays:
         arrays["lm_head.weight"] = arrays["wte.weight"]
-    return _AsTensors(arrays, {name: name for name in arrays})
+    return OnDemand(arrays, _tensor, lambda array: _without_leading_1(np.shape(array)))
 
 
-class _AsTensors(Mapping[str, Tensor]):
-    """Arrays as tensors over the same memory, which may be read-only: to be read and copied, not written to."""
-
-    def __init__(self, arrays: Mapping[str, npt.NDArray[Any]], names: Mapping[str, str]) -> None:
-        """`names`: the name of the tensor to that of the array."""
-        self._arrays, self._names = arrays, names
-
-    def __getitem__(self, name: str) -> Tensor:
-        array = np.asarray(self._arrays[self._names[name]])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch's, that the array is read-only
-            return torch.from_numpy(array.reshape(_without_leading_1(array.shape)))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor; a checkpoint tells it without reading the array."""
-        told = getattr(self._arrays, "shape", None)
-        name = self._names[name]
-        return _without_leading_1(np.shape(self._arrays[name]) if told is None else told(name))
+def _tensor(array: npt.ArrayLike) -> Tensor:
+    """An array as a tensor over the same memory, which may be read-only: to be read and copied, not written to."""
+    array = np.asarray(array)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's, that the array is read-only
+        return torch.from_numpy(array.reshape(_without_leading_1(array.shape)))
 
 
 def _without_leading_1(shape: tuple[int, ...]) -> tuple[int, ...]:
