@@ -87,6 +87,9 @@ def _small(emb_dim: int, n_heads: int, n_layers: int, context_length: int) -> GP
     )
 
 
+NORM_EPS = 1e-5
+"""What GPT-2's layer norms add to the variance."""
+
 PRESETS: dict[str, GPTConfig] = {
     "nano": _small(64, 4, 2, 64),
     "micro": _small(128, 4, 4, 128),

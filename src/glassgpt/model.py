@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassgpt.config import ATTENTION_KINDS, GELU_KINDS, GPTConfig
+from glassgpt.config import ATTENTION_KINDS, GELU_KINDS, NORM_EPS, GPTConfig
 from glassgpt.kv_cache import CachePass, KVCache, LayerCache, causal_mask
 from glassgpt.language_model import LanguageModel
 
@@ -24,7 +24,7 @@ class LayerNorm(nn.Module):
 
     def __init__(self, emb_dim: int) -> None:
         super().__init__()
-        self.eps = 1e-5
+        self.eps = NORM_EPS
         self.scale = nn.Parameter(torch.ones(emb_dim))
         self.shift = nn.Parameter(torch.zeros(emb_dim))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from glassgpt.data.corpus import default_corpus, read_corpus
+from glassgpt.files import write_text
 from glassgpt.tokenizer import END_OF_TEXT, Tokenizer
 from glassgpt.weights.download.errors import DownloadError
 from glassgpt.weights.download.file import download_file
@@ -124,5 +125,5 @@ def training_text(folders: Sequence[Path], report: Callable[[str], None] = print
             chapter = max(default_corpus(), key=lambda document: document.n_bytes)
             return "".join(chapter.pieces())[:_VERDICT_CHARACTERS]
         text = path.read_text(encoding="utf-8")
-    (folders[0] / VERDICT).write_text(text, encoding="utf-8", newline="\n")
+    write_text(folders[0] / VERDICT, text)
     return text

@@ -195,35 +195,11 @@ _INSTRUCTIONS = {info.code.encode("latin1"): info for info in pickletools.opcode
 
 
 def _run_pickle(program: BinaryIO, storages: dict[str, _Storage]) -> Any:
-    """Run one pickle up to its STOP; return plain data with `_Tensor` in the place of tensors.
+    """Run one pickle up to its STOP: plain data with `_Tensor` in the place of tensors.
 
-    The storages it mentions are added to ``storages``.
+    The storages it mentions are added to `storages`.
     """
-    stack: list[Any] = []
-    below_marks: list[list[Any]] = []
-    memo: dict[int, Any] = {}
-
-    def argument() -> Any:
-        assert instruction.arg is not None
-        return instruction.arg.reader(program)
-
-    def pop() -> Any:
-        if not stack:
-            raise ValueError("damaged pickle: it takes more values than it has made")
-        return stack.pop()
-
-    def pop_to_mark() -> list[Any]:
-        nonlocal stack
-        if not below_marks:
-            raise ValueError("damaged pickle: it goes back to a mark it has not set")
-        values, stack = stack, below_marks.pop()
-        return values
-
-    def top(kind: type) -> Any:
-        if not stack or not isinstance(stack[-1], kind):
-            raise ValueError(f"damaged pickle: no {kind.__name__} where it needs one")
-        return stack[-1]
-
+    machine = _Machine(storages)
     for _ in range(_MAX_INSTRUCTIONS):
         code = program.read(1)
         if not code:
@@ -231,94 +207,125 @@ def _run_pickle(program: BinaryIO, storages: dict[str, _Storage]) -> Any:
         if code not in _INSTRUCTIONS:
             raise ValueError(f"damaged pickle: {code!r} is not an instruction")
         instruction = _INSTRUCTIONS[code]
-        match instruction.name:
-            case "PROTO" | "FRAME":
-                argument()
-            case "STOP":
-                return pop()
-            case "MARK":
-                below_marks.append(stack)
-                stack = []
-            # Plain values.
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(instruction.name == "NEWTRUE")
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
-                stack.append(argument())
-            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8":
-                stack.append(argument())
-            case "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8":
-                stack.append(argument())
-            # Containers.
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(instruction.name[-1])
-                stack.append(tuple(reversed([pop() for _ in range(count)])))
-            case "TUPLE":
-                values = pop_to_mark()
-                stack.append(tuple(values))
-            case "EMPTY_LIST":
-                stack.append([])
-            case "APPEND":
-                value = pop()
-                top(list).append(value)
-            case "APPENDS":
-                values = pop_to_mark()
-                top(list).extend(values)
-            case "EMPTY_DICT":
-                stack.append({})
-            case "SETITEM":
-                value, key = pop(), pop()
-                _set_items(top(dict), [key, value])
-            case "SETITEMS":
-                values = pop_to_mark()
-                _set_items(top(dict), values)
-            # Values used again.
-            case "BINPUT" | "LONG_BINPUT":
-                memo[argument()] = top(object)
-            case "MEMOIZE":
-                memo[len(memo)] = top(object)
-            case "BINGET" | "LONG_BINGET":
-                number = argument()
-                if number not in memo:
-                    raise ValueError(f"damaged pickle: it recalls value {number}, which it has not stored")
-                stack.append(memo[number])
-            # Names, and calls of what is in this file.
-            case "GLOBAL":
-                module, name = argument().split(" ", 1)
-                stack.append(_find_name(module, name))
-            case "STACK_GLOBAL":
-                name, module = pop(), pop()
-                stack.append(_find_name(module, name))
-            case "REDUCE":
-                args, function = pop(), pop()
-                if not isinstance(function, _Name) or function.name not in _CONSTRUCTORS:
-                    raise UnsafePickleError("refused: the pickle calls something that makes no plain data")
-                stack.append(_CONSTRUCTORS[function.name](args))
-            case "BUILD":
-                # A state dict's attributes (its _metadata): not data, so they are dropped.
-                if not isinstance(pop(), dict) or not stack or not isinstance(stack[-1], OrderedDict):
-                    raise UnsafePickleError("refused: the pickle sets the state of an object")
-            case "BINPERSID":
-                storage = _read_storage(pop())
-                if storages.setdefault(storage.key, storage) != storage:
-                    raise ValueError(f"damaged pickle: two descriptions of storage {storage.key[:100]!r}")
-                stack.append(storage)
-            case name:
-                raise UnsafePickleError(f"refused: pickle instruction {name}, which plain data does not need")
+        if instruction.name == "STOP":
+            return machine.pop()
+        if instruction.name not in _OPERATIONS:
+            raise UnsafePickleError(f"refused: pickle instruction {instruction.name}, which plain data does not need")
+        argument = None if instruction.arg is None else instruction.arg.reader(program)
+        _OPERATIONS[instruction.name](machine, argument)
     raise ValueError(f"more than {_MAX_INSTRUCTIONS} pickle instructions")
 
 
-def _set_items(container: dict[Any, Any], values: list[Any]) -> None:
-    if len(values) % 2:
-        raise ValueError("damaged pickle: a dictionary key without a value")
-    for key, value in zip(values[::2], values[1::2], strict=True):
-        # Not tuples: hashing those can take time exponential in the size of the file.
-        if not isinstance(key, str | bytes | int | float | None):
-            raise ValueError(f"a dictionary key of type {type(key).__name__}; only plain values can be keys")
-        container[key] = value
+class _Machine:
+    """What the instructions work on: a stack, the stacks below its marks, and values kept to be used again."""
+
+    def __init__(self, storages: dict[str, _Storage]) -> None:
+        self.storages = storages
+        self.stack: list[Any] = []
+        self.below_marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def pop(self) -> Any:
+        if not self.stack:
+            raise ValueError("damaged pickle: it takes more values than it has made")
+        return self.stack.pop()
+
+    def top(self, kind: type) -> Any:
+        if not self.stack or not isinstance(self.stack[-1], kind):
+            raise ValueError(f"damaged pickle: no {kind.__name__} where it needs one")
+        return self.stack[-1]
+
+    def mark(self) -> None:
+        self.below_marks.append(self.stack)
+        self.stack = []
+
+    def pop_to_mark(self) -> list[Any]:
+        if not self.below_marks:
+            raise ValueError("damaged pickle: it goes back to a mark it has not set")
+        values, self.stack = self.stack, self.below_marks.pop()
+        return values
+
+    def push_tuple(self, size: int) -> None:
+        self.push(tuple(reversed([self.pop() for _ in range(size)])))
+
+    def extend(self, values: list[Any]) -> None:
+        self.top(list).extend(values)
+
+    def set_items(self, values: list[Any]) -> None:
+        container = self.top(dict)
+        if len(values) % 2:
+            raise ValueError("damaged pickle: a dictionary key without a value")
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            # Not tuples: hashing those can take time exponential in the size of the file.
+            if not isinstance(key, str | bytes | int | float | None):
+                raise ValueError(f"a dictionary key of type {type(key).__name__}; only plain values can be keys")
+            container[key] = value
+
+    def store(self, number: int) -> None:
+        self.memo[number] = self.top(object)
+
+    def recall(self, number: int) -> None:
+        if number not in self.memo:
+            raise ValueError(f"damaged pickle: it recalls value {number}, which it has not stored")
+        self.push(self.memo[number])
+
+    def call(self) -> None:
+        arguments, function = self.pop(), self.pop()
+        if not isinstance(function, _Name) or function.name not in _CONSTRUCTORS:
+            raise UnsafePickleError("refused: the pickle calls something that makes no plain data")
+        self.push(_CONSTRUCTORS[function.name](arguments))
+
+    def drop_attributes(self) -> None:
+        # those of a state dict (its _metadata) are not data
+        if not isinstance(self.pop(), dict) or not self.stack or not isinstance(self.stack[-1], OrderedDict):
+            raise UnsafePickleError("refused: the pickle sets the state of an object")
+
+    def push_storage(self) -> None:
+        storage = _read_storage(self.pop())
+        if self.storages.setdefault(storage.key, storage) != storage:
+            raise ValueError(f"damaged pickle: two descriptions of storage {storage.key[:100]!r}")
+        self.push(storage)
+
+
+# What each instruction does to the machine `m` with its argument `a`; there are no others.
+_OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(("PROTO", "FRAME"), lambda m, a: None),
+    "MARK": lambda m, a: m.mark(),
+    # plain values
+    "NONE": lambda m, a: m.push(None),
+    "NEWTRUE": lambda m, a: m.push(True),
+    "NEWFALSE": lambda m, a: m.push(False),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), _Machine.push),
+    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), _Machine.push),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), _Machine.push),
+    # containers
+    "EMPTY_TUPLE": lambda m, a: m.push(()),
+    "TUPLE1": lambda m, a: m.push_tuple(1),
+    "TUPLE2": lambda m, a: m.push_tuple(2),
+    "TUPLE3": lambda m, a: m.push_tuple(3),
+    "TUPLE": lambda m, a: m.push(tuple(m.pop_to_mark())),
+    "EMPTY_LIST": lambda m, a: m.push([]),
+    "APPEND": lambda m, a: m.extend([m.pop()]),
+    "APPENDS": lambda m, a: m.extend(m.pop_to_mark()),
+    "EMPTY_DICT": lambda m, a: m.push({}),
+    "SETITEM": lambda m, a: m.set_items([m.pop(), m.pop()][::-1]),
+    "SETITEMS": lambda m, a: m.set_items(m.pop_to_mark()),
+    # values used again
+    "BINPUT": _Machine.store,
+    "LONG_BINPUT": _Machine.store,
+    "MEMOIZE": lambda m, a: m.store(len(m.memo)),
+    "BINGET": _Machine.recall,
+    "LONG_BINGET": _Machine.recall,
+    # names, and calls of what is in this file
+    "GLOBAL": lambda m, a: m.push(_find_name(*a.split(" ", 1))),
+    "STACK_GLOBAL": lambda m, a: m.push(_find_name(*[m.pop(), m.pop()][::-1])),
+    "REDUCE": lambda m, a: m.call(),
+    "BUILD": lambda m, a: m.drop_attributes(),
+    "BINPERSID": lambda m, a: m.push_storage(),
+}
 
 
 def _read_storage(identity: Any) -> _Storage:
@@ -543,7 +550,7 @@ class _Builder:
         return storage
 
     def _crc32(self, location: _Location) -> int:
-        # Read, not mapped: pages that are only checked shall not stay in memory.
+        # Read, not mapped: pages that are only checked must not stay in memory.
         self._file.seek(location.offset)
         crc32, left = 0, location.size
         while left:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glassgpt.config import GPTConfig
+from glassgpt.config import NORM_EPS, GPTConfig
 from glassgpt.files import creating
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
@@ -65,7 +65,7 @@ def write_gguf(model: GPTModel, tokenizer: Tokenizer, path: Path, kind: str = "f
         writer.add_feed_forward_length(4 * config.emb_dim)
         writer.add_block_count(config.n_layers)
         writer.add_head_count(config.n_heads)
-        writer.add_layer_norm_eps(1e-5)
+        writer.add_layer_norm_eps(NORM_EPS)
         writer.add_file_type({"f32": 0, "f16": 1, "q8_0": 7}[kind])
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("gpt-2")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from glassgpt.config import GPTConfig
+from glassgpt.config import NORM_EPS, GPTConfig
 from glassgpt.json_file import read_json
 from glassgpt.model import GPTModel
 from glassgpt.weights.containers.pickled import load_pickled
@@ -30,7 +30,7 @@ OURS = "glassgpt"
 _FIXED: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("model_type", ("gpt2", OURS)),
     ("activation_function", ("gelu_new", "gelu_pytorch_tanh", "gelu")),
-    ("layer_norm_epsilon", (1e-5,)),
+    ("layer_norm_epsilon", (NORM_EPS,)),
     ("scale_attn_weights", (True,)),
     ("scale_attn_by_inverse_layer_idx", (False,)),
     ("add_cross_attention", (False,)),
@@ -51,7 +51,7 @@ def to_config_json(config: GPTConfig, eot_id: int | None = None) -> dict[str, An
         "n_layer": config.n_layers,
         "n_inner": None,
         "activation_function": "gelu" if config.gelu == "erf" else "gelu_new",
-        "layer_norm_epsilon": 1e-5,
+        "layer_norm_epsilon": NORM_EPS,
         "embd_pdrop": config.drop_rate,
         "attn_pdrop": config.drop_rate,
         "resid_pdrop": config.drop_rate,

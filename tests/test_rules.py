@@ -1,0 +1,74 @@
+"""The rules of CONTRIBUTING.md that a program can check."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import glassgpt
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(glassgpt.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+MOST_LINES = 70
+# (file, call) of writes that need not be whole: a log that grows, a file that is unfinished by its name, and notes that
+# a reader checks before it believes them
+ALLOWED_WRITES = {
+    ("files.py", "temporary.write_text"),
+    ("cli/console.py", "Path(os.devnull).open"),
+    ("data/tokens.py", "temporary.open"),
+    ("training/log.py", "(self._run / LOG).open"),
+    ("training/state.py", "(temporary / _STATE / 'state.json').write_text"),
+    ("weights/download/file.py", "self.note.write_text"),
+    ("weights/download/file.py", "self.part.open"),
+    ("weights/download/file.py", "_stamp_path(path).write_text"),
+    ("weights/families/book.py", "temporary.open"),
+}
+
+
+def nodes() -> Iterator[tuple[str, ast.AST]]:
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            yield path.relative_to(PACKAGE).as_posix(), node
+
+
+def test_no_function_has_to_be_scrolled_through() -> None:
+    long = [
+        f"{name}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
+        for name, node in nodes()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno >= MOST_LINES
+    ]
+    assert not long, "\n".join(long)
+
+
+def test_files_are_written_whole_or_not_at_all() -> None:
+    """Through `glassgpt.files`, so that a kill leaves the old file or the new one."""
+    found = set()
+    for name, node in nodes():
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            text = ast.unparse(node)
+            opens = node.func.attr == "open" and re.search(r"['\"][wax]b?\+?['\"]", text)
+            if node.func.attr in ("write_text", "write_bytes") or opens:
+                found.add((name, ast.unparse(node.func)))
+    assert found == ALLOWED_WRITES
+
+
+def test_the_library_names_no_option_of_the_command_line() -> None:
+    """Who calls it from Python has none. The demo's last words are for a terminal."""
+    wrong = [
+        f"{name}:{node.lineno}: {node.value[:80]!r}"
+        for name, node in nodes()
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and not name.startswith(("cli/", "training/terminal.py", "demo.py"))
+        and re.search(r"(?<![\w`-])--[a-z]", node.value.replace("`export --to`", ""))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_version_is_written_once() -> None:
+    assert f'__version__ = "{glassgpt.__version__}"' in (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert not re.search(r"^version *=", project.split("[tool.")[0], re.MULTILINE)
+    assert 'attr = "glassgpt.__version__"' in project
