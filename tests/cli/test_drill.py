@@ -11,6 +11,7 @@ import torch
 
 from glassgpt import GPTModel, Tokenizer, save_model
 from glassgpt.cli import main
+from glassgpt.training.run_directory import locked
 
 SHAPE = dict(vocab_size=257, context_length=16, emb_dim=16, n_heads=2, n_layers=1)
 TEXT = "The cat sat on the mat, and the dog sat on the cat.\n" * 40
@@ -29,6 +30,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("notes.txt", "model.safetensors", "config.json", "train.log", "loss.png", "checkpoints/step-5"):
         (mine / name).write_text(f"my {name}", encoding="utf-8")
     (tmp_path / "file").write_text("my file", encoding="utf-8")
+    other = tmp_path / "other"  # another program's run
+    (other / "124M").mkdir(parents=True)
+    for name in ("run.json", "log.jsonl", "124M/checkpoint", "124M/hparams.json"):
+        (other / name).write_text('{"mine": 1}', encoding="utf-8")
     (tmp_path / "link").symlink_to("mine", target_is_directory=True)
     return tmp_path
 
@@ -53,12 +58,16 @@ WRITERS: dict[str, Callable[[str], tuple[str, ...]]] = {
     "import": lambda out: ("import", "model", "--out", out),
     "export huggingface": lambda out: ("export", "model", "--to", "huggingface", "--out", out),
     "export book": lambda out: ("export", "model", "--to", "book", "--out", out),
+    "export onnx": lambda out: ("export", "model", "--to", "onnx", "--out", out),
+    "demo": lambda out: ("demo", "--seconds", "1", "--out", out),
+    "download": lambda out: ("download", "someone/tiny", "--weights-dir", out),
+    "download --openai": lambda out: ("download", "124M", "--openai", "--weights-dir", out),
     "export gguf": lambda out: ("export", "model", "--to", "gguf", "--out", out),
     "explain": lambda out: ("explain", "model", "--prompt", "The cat", "--out", out),
 }
 
 
-@pytest.mark.parametrize("out", [".", "mine", "link", "model", "file", "text.txt", "mine/notes.txt"])
+@pytest.mark.parametrize("out", [".", "mine", "link", "model", "other", "file", "text.txt", "mine/notes.txt"])
 @pytest.mark.parametrize("command", WRITERS)
 def test_what_lies_there_stays(place: Path, capsys: pytest.CaptureFixture[str], command: str, out: str) -> None:
     before = contents(place)
@@ -72,6 +81,17 @@ def test_what_lies_there_stays(place: Path, capsys: pytest.CaptureFixture[str], 
         err = capsys.readouterr().err
         assert code in (1, 2) and "Traceback" not in err
         assert after == before, "a command that fails leaves nothing behind"
+
+
+@pytest.mark.parametrize("more", [["--resume"], ["--overwrite"], []])
+def test_a_run_in_use_is_left_alone(place: Path, capsys: pytest.CaptureFixture[str], more: list[str]) -> None:
+    assert main([*TRAIN, "--out", "run"]) == 0
+    before = contents(place)
+    capsys.readouterr()
+    with locked(place / "run"):
+        assert main([*TRAIN, *more, "--out", "run"]) == 1
+    assert "run is in use by another training run" in capsys.readouterr().err
+    assert contents(place) == before
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "checkpoints/kept/a.txt", "data/mine.npy"])

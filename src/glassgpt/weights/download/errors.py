@@ -7,6 +7,8 @@ import socket
 import ssl
 from collections.abc import Iterator
 
+from glassgpt.terminal_text import one_line
+
 
 class DownloadError(OSError):
     """A file could not be had. One line: what failed, for each source why, and the way out."""
@@ -36,8 +38,3 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
             return
         yield error
         error = error.__cause__ or error.__context__
-
-
-def one_line(text: object) -> str:
-    """A stranger's text, fit for a terminal: one line, printable, not long."""
-    return "".join(c for c in " ".join(str(text).split()) if c.isprintable())[:200]

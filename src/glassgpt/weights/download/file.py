@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from glassgpt.files import sync
-from glassgpt.weights.download.errors import DownloadError, OfflineError, network_reason, one_line
+from glassgpt.terminal_text import one_line
+from glassgpt.weights.download.errors import DownloadError, OfflineError, network_reason
 
 if TYPE_CHECKING:
     import httpx

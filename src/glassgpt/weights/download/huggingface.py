@@ -11,7 +11,8 @@ from itertools import product
 from pathlib import Path
 
 from glassgpt.json_file import read_json
-from glassgpt.weights.download.errors import DownloadError, OfflineError, causes, network_reason, one_line
+from glassgpt.terminal_text import one_line
+from glassgpt.weights.download.errors import DownloadError, OfflineError, causes, network_reason
 from glassgpt.weights.download.file import has_sha256, offline_switch, sha256_of
 from glassgpt.weights.download.published import (
     COMMITS,

@@ -9,7 +9,8 @@ import difflib
 import os
 from pathlib import Path
 
-from glassgpt.weights.download.errors import DownloadError, one_line
+from glassgpt.terminal_text import one_line
+from glassgpt.weights.download.errors import DownloadError
 from glassgpt.weights.download.huggingface import Repository, download_huggingface, is_model, models_directory
 from glassgpt.weights.download.published import (
     COMMITS,
