@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 8 * 2**20
-"""Default size limit: three times GPT-2's ``tokenizer.json``."""
+"""Default size limit: three times GPT-2's `tokenizer.json`."""
 
 MAX_JSON_DEPTH = 64
 """How deeply lists and objects may nest; model files use four levels."""
 
 
 def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Return the JSON object in the UTF-8 file ``path``.
+    """The JSON object in the UTF-8 file `path`.
 
-    Raises ``ValueError`` (one line, naming the file) when the file is larger than ``max_bytes``, is not JSON,
-    nests deeper than `MAX_JSON_DEPTH`, or holds something other than an object; ``OSError`` when it cannot be
+    Raises `ValueError` (one line, naming the file) when the file is larger than `max_bytes`, is not JSON,
+    nests deeper than `MAX_JSON_DEPTH`, or holds something other than an object; `OSError` when it cannot be
     read.
     """
     path = Path(path)
@@ -30,9 +30,9 @@ def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, An
 
 
 def parse_json(text: bytes) -> dict[str, Any]:
-    """Return the JSON object in ``text``, which is UTF-8 and whose size the caller has bounded.
+    """The JSON object in `text`, which is UTF-8 and whose size the caller has bounded.
 
-    Raises ``ValueError`` (one line) when it is not JSON, nests deeper than `MAX_JSON_DEPTH`, or is no object.
+    Raises `ValueError` (one line) when it is not JSON, nests deeper than `MAX_JSON_DEPTH`, or is no object.
     """
     too_deep = f"JSON nested deeper than {MAX_JSON_DEPTH} levels"
     try:

@@ -1,4 +1,4 @@
-"""Read PyTorch's pickled files (``.pt``, ``.pth``, ``.bin``) without running anything they contain.
+"""Read PyTorch's pickled files (`.pt`, `.pth`, `.bin`) without running anything they contain.
 
 A pickle is a program for a small stack machine, and two of its instructions, "import this name" and "call
 it", make unpickling a stranger's file the same as running it. This module is a machine of its own with
@@ -8,8 +8,8 @@ called by a name that came from the file. Every size is checked before memory is
 
 Two containers hold such pickles:
 
-- since PyTorch 1.6 a zip archive, uncompressed: ``NAME/data.pkl``, and the raw bytes of storage ``K`` in
-  ``NAME/data/K``, with the zip format's checksums (``torch/serialization.py``; PKWARE's APPNOTE.TXT);
+- since PyTorch 1.6 a zip archive, uncompressed: `NAME/data.pkl`, and the raw bytes of storage `K` in
+  `NAME/data/K`, with the zip format's checksums (`torch/serialization.py`; PKWARE's APPNOTE.TXT);
 - before that, five pickles after each other (a magic number, a version, facts about the machine, the data,
   the order of the storages), then per storage its element count in eight bytes and its raw bytes, without
   checksums.
@@ -46,17 +46,17 @@ class UnsafePickleError(ValueError):
 
 
 def load_pickled(path: str | Path) -> Any:
-    """Return what ``torch.save`` wrote to ``path``: plain containers, numbers, strings and CPU tensors.
+    """What `torch.save` wrote to `path`: plain containers, numbers, strings and CPU tensors.
 
-    Admitted are ``dict``, ``OrderedDict``, ``list``, ``tuple``, ``str``, ``bytes``, ``int``, ``float``,
-    ``bool``, ``None``, ``torch.Size`` (as a tuple), ``torch.dtype`` and tensors of torch's real dtypes down
-    to 16 bits. A ``Parameter`` comes as a plain tensor; ``requires_grad``, the device and attributes such as
-    a state dict's ``_metadata`` are dropped. Tensors that shared memory when saved share it again. Their
+    Admitted are `dict`, `OrderedDict`, `list`, `tuple`, `str`, `bytes`, `int`, `float`,
+    `bool`, `None`, `torch.Size` (as a tuple), `torch.dtype` and tensors of torch's real dtypes down
+    to 16 bits. A `Parameter` comes as a plain tensor; `requires_grad`, the device and attributes such as
+    a state dict's `_metadata` are dropped. Tensors that shared memory when saved share it again. Their
     memory is a private map of the file: pages are read when touched, writing to a tensor does not write to
     the file, and dropping a tensor gives its pages back.
 
-    Raises `UnsafePickleError` (a ``ValueError``) when the file asks for anything else, ``ValueError`` when it
-    is damaged or not such a file, ``OSError`` when it cannot be read.
+    Raises `UnsafePickleError` (a `ValueError`) when the file asks for anything else, `ValueError` when it
+    is damaged or not such a file, `OSError` when it cannot be read.
     """
     path = Path(path)
     try:
@@ -75,7 +75,7 @@ def load_pickled(path: str | Path) -> Any:
 
 @dataclass(frozen=True)
 class _Name:
-    """A name that the pickle pushed, such as ``torch.FloatStorage``: a string, never the thing itself."""
+    """A name that the pickle pushed, such as `torch.FloatStorage`: a string, never the thing itself."""
 
     name: str
 
@@ -343,7 +343,7 @@ def _read_storage(identity: Any) -> _Storage:
 
 @dataclass(frozen=True)
 class _Location:
-    """Bytes of the file; ``crc32`` is 0 where the container has none."""
+    """Bytes of the file; `crc32` is 0 where the container has none."""
 
     offset: int
     size: int
@@ -375,7 +375,7 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, _Location]]:
 
 
 def _read_zip_entries(file: BinaryIO) -> dict[str, _Location]:
-    """Return where each entry's content lies; refuse archives of a kind that torch.save does not write."""
+    """Where each entry's content lies; `ValueError` for archives of a kind that torch.save does not write."""
     damaged = ValueError("the zip archive is damaged or cut short; fetch it again")
 
     file_size = file.seek(0, 2)

@@ -1,13 +1,13 @@
 """Read TensorFlow V2 checkpoints, such as OpenAI's GPT-2 files, without TensorFlow.
 
-A checkpoint named ``model.ckpt`` is one ``model.ckpt.index`` and some ``model.ckpt.data-0000i-of-0000n``.
+A checkpoint named `model.ckpt` is one `model.ckpt.index` and some `model.ckpt.data-0000i-of-0000n`.
 The index is a sorted string table: blocks of prefix-compressed (key, value) pairs, each block followed by
 one byte for its compression and a checksum, then a footer that points to the block of blocks. The key
-``""`` holds a header, every other key is a variable's name and its value says which bytes of which data
+`""` holds a header, every other key is a variable's name and its value says which bytes of which data
 file are the variable.
 
-The format is defined by TensorFlow's ``core/lib/io/format.cc``, ``core/lib/io/block.cc``,
-``core/protobuf/tensor_bundle.proto`` and ``core/util/tensor_bundle/tensor_bundle.cc``; the table is LevelDB's
+The format is defined by TensorFlow's `core/lib/io/format.cc`, `core/lib/io/block.cc`,
+`core/protobuf/tensor_bundle.proto` and `core/util/tensor_bundle/tensor_bundle.cc`; the table is LevelDB's
 (https://github.com/google/leveldb/blob/main/doc/table_format.md), the values are protocol buffers
 (https://protobuf.dev/programming-guides/encoding/).
 """
@@ -58,7 +58,7 @@ _UNREADABLE_DTYPES = {7: "string", 20: "resource", 21: "variant"}
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where one variable lies; ``sliced`` when it is stored in parts under other keys."""
+    """Where one variable lies; `sliced` when it is stored in parts under other keys."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -72,8 +72,8 @@ class _Entry:
 class TensorFlowCheckpoint(Mapping[str, npt.NDArray[Any]]):
     """The variables of a TensorFlow V2 checkpoint, by name; data is mapped, and read when asked for.
 
-    ``path`` is a checkpoint prefix (``.../model.ckpt``), its ``.index`` file, or a directory that holds
-    TensorFlow's ``checkpoint`` state file or exactly one ``.index`` file.
+    `path` is a checkpoint prefix (`.../model.ckpt`), its `.index` file, or a directory that holds
+    TensorFlow's `checkpoint` state file or exactly one `.index` file.
 
     Opening verifies the index (every block's checksum, and that nothing in the file lies outside a checked
     block) and that the data files have exactly the bytes the index describes. Indexing verifies the
@@ -81,8 +81,8 @@ class TensorFlowCheckpoint(Mapping[str, npt.NDArray[Any]]):
     a float32 copy, which holds every bfloat16 exactly. Variables that are partitioned or hold strings or
     resources are listed, but not readable.
 
-    Raises ``ValueError`` for a damaged or unsupported checkpoint, ``OSError`` for a missing file,
-    ``KeyError`` for a name it does not hold.
+    Raises `ValueError` for a damaged or unsupported checkpoint, `OSError` for a missing file,
+    `KeyError` for a name it does not hold.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -132,11 +132,11 @@ class TensorFlowCheckpoint(Mapping[str, npt.NDArray[Any]]):
         return len(self._names)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a variable without reading it."""
+        """The shape of a variable, which is not read for it."""
         return self._names[name].shape
 
     def dtype(self, name: str) -> str:
-        """Return the stored type of a variable, such as ``float32`` or ``bfloat16``, without reading it."""
+        """The stored type of a variable, such as `float32` or `bfloat16`."""
         number = self._names[name].dtype
         if number == _BFLOAT16:
             return "bfloat16"
@@ -202,7 +202,7 @@ def _map_shard(path: Path, entries: list[_Entry]) -> mmap.mmap:
 
 
 def _read_index(path: Path) -> tuple[dict[bytes, _Entry], int]:
-    """Return the entry of every key and the number of data files."""
+    """The entry of every key, and the number of data files."""
     with path.open("rb") as file:
         table = file.read(_MAX_INDEX_BYTES + 1)
     if len(table) > _MAX_INDEX_BYTES:
@@ -252,7 +252,7 @@ def _read_table(table: bytes) -> dict[bytes, bytes]:
 
 
 def _follow(end: int, handle: tuple[int, int]) -> int:
-    """Return where a block ends; blocks lie side by side, so that no byte of the file escapes the checksums."""
+    """Where a block ends; blocks lie side by side, so that no byte of the file escapes the checksums."""
     offset, size = handle
     if offset != end:
         raise ValueError(f"a block starts at byte {offset} instead of {end}; the file is damaged")

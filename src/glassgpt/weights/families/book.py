@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from glassgpt.weights.families.state import (
 from glassgpt.weights.formats import Found
 from glassgpt.weights.proof import Proof, prove
 
+_log = logging.getLogger(__name__)
 _HEADS = {PRESETS[name].emb_dim: PRESETS[name].n_heads for name in PRESETS if name.startswith("gpt2")}
 
 
@@ -42,7 +43,7 @@ def read(found: Found, dtype: torch.dtype | None = torch.float32, n_heads: int |
     """The model of a `model.pth`.
 
     Its shape is read off the tensors, but for the number of heads, which leaves no trace in them: `n_heads`, or, where
-    the width is one of GPT-2's, GPT-2's, with a warning that says so. Equal embedding and head become one, tied. The
+    the width is one of GPT-2's, GPT-2's, which is logged as a warning. Equal embedding and head become one, tied. The
     file's dict loses its weights on the way, so that they are not in memory twice. Raises `ValueError` naming each
     tensor that is missing, unexpected, of a wrong shape, not of a floating type or not finite.
     """
@@ -114,10 +115,11 @@ def _config_of(state: TensorSource, path: Path, n_heads: int | None) -> GPTConfi
         if emb_dim not in _HEADS:
             raise ValueError(f"{path}: the number of heads is not in the file: give n_heads")
         n_heads = _HEADS[emb_dim]
-        warnings.warn(
-            f"{path} does not say its number of heads: {n_heads} are assumed, as in GPT-2 of this width; give n_heads "
-            "if it was trained with another number",
-            stacklevel=2,
+        _log.warning(
+            "%s does not say its number of heads: %d are assumed, as in GPT-2 of this width; give n_heads if it was "
+            "trained with another number",
+            path,
+            n_heads,
         )
     layers = {name.split(".")[1] for name in state if name.startswith("trf_blocks.")}
     tied = "out_head.weight" in state and same(state["out_head.weight"], state["tok_emb.weight"])
