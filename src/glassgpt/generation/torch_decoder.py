@@ -21,11 +21,12 @@ class _TorchDecoder:
     def __init__(self, model: LanguageModel) -> None:
         self.vocab_size, self.context_length = model.vocab_size, model.context_length
         self._model = model
+        self._modules = tuple(model.modules())
 
     def _scores(self, ids: Sequence[Sequence[int]], cache: KVCache | None = None) -> Tensor:
         """Scores after the last of (rows, tokens) ids, (rows, vocab_size), on the model's device."""
         tokens = torch.tensor(ids, device=self._model.device)
-        with torch.inference_mode(), evaluating(self._model):
+        with torch.inference_mode(), evaluating(self._model, self._modules):
             if cache is None:
                 return self._model(tokens, last_only=True)[:, -1]
             # with a sliding window, pieces of its size keep the memory within the window's bound
