@@ -379,7 +379,11 @@ def test_ctrl_c_while_it_writes(glass: Callable[..., Answer], monkeypatch: pytes
         yield 0, "never"
 
     monkeypatch.setattr(f"{GENERATE}.stream_rows", interrupted)
-    assert glass("generate", "model", "x") == (1, "xso far\n", "glassgpt: interrupted\n")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        assert glass("generate", "model", "x") == (1, "xso far\n", "glassgpt: interrupted\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
