@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 
 from glassgpt import Tokenizer
+from glassgpt.config import preset
 from glassgpt.data.corpus import read_corpus
 from glassgpt.training import choose
-from glassgpt.training.choose import check_tokenizer, choose_shape, choose_tokenizer
+from glassgpt.training.choose import check_tokenizer, choose_dropout, choose_epochs, choose_tokenizer, shapes_for
 from glassgpt.training.progress import Progress
 
 
@@ -59,10 +60,21 @@ def test_characters_are_those_of_both_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("n_bytes", "name"), [(1, "nano"), (299_999, "nano"), (300_000, "micro"), (10**8, "small"), (10**12, "small")]
 )
-def test_the_shape_grows_with_the_text(n_bytes: int, name: str) -> None:
-    choices: list[str] = []
-    assert choose_shape(n_bytes, choices) == choose.preset(name)
-    assert choices == [f"shape: {name}, for {n_bytes:,} bytes of text"]
+def test_the_shape_goes_by_the_amount_of_text_and_may_be_smaller(n_bytes: int, name: str) -> None:
+    names = shapes_for(n_bytes)
+    assert names[0] == name
+    sizes = [preset(each).n_parameters() for each in names]
+    assert sizes == sorted(sizes, reverse=True)
+    assert names[-1] == "nano"
+
+
+def test_a_model_that_could_know_its_text_by_heart_is_regularised() -> None:
+    ratios = [0.1, 1, 3, 10, 30, 100, 1000]
+    dropouts = [choose_dropout(ratio, 20) for ratio in ratios]
+    assert dropouts == sorted(dropouts) and dropouts[0] == 0 < dropouts[-1] < 0.5
+    assert {choose_dropout(ratio, 2) for ratio in ratios} == {0}, "a text that is read twice is not learned by heart"
+    epochs = [choose_epochs(ratio) for ratio in ratios]
+    assert epochs == sorted(epochs) and epochs[0] > 8
 
 
 def test_a_tokenizer_that_is_unknown() -> None:

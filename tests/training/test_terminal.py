@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import unicodedata
@@ -57,7 +58,9 @@ def printed(view: Lines) -> str:
 
 
 def prepared(steps: int = 100, choices: tuple[str, ...] = ("model: small",), baselines: Baselines = BASELINES) -> Any:
-    return SimpleNamespace(choices=list(choices), baselines=baselines, settings=SimpleNamespace(steps=steps))
+    return SimpleNamespace(
+        choices=list(choices), baselines=baselines, settings=SimpleNamespace(steps=steps, keep="best")
+    )
 
 
 def record(step: int, loss: float, rate: float = 1234.5) -> dict[str, Any]:
@@ -65,11 +68,11 @@ def record(step: int, loss: float, rate: float = 1234.5) -> dict[str, Any]:
 
 
 def evaluation(step: int, loss: float) -> dict[str, Any]:
-    return {"kind": "evaluation", "step": step, "val_loss": loss, "bits_per_byte": loss / 2}
+    return {"kind": "evaluation", "step": step, "val_loss": loss, "bits_per_byte": loss / 2, "epoch": step / 8}
 
 
 def result(finished: bool = True, directory: str = "runs/mine") -> TrainResult:
-    return TrainResult(Path(directory), 100, finished, 3.2, 3.3, 1.5, 3.944)
+    return TrainResult(Path(directory), 100, finished, 12.5, "best", 90, 3.2, 3.3, 1.5, 3.944)
 
 
 def whole_run(view: Lines, losses: list[float], first_step: int = 0, steps: int = 100) -> str:
@@ -207,15 +210,21 @@ def test_an_evaluation_is_compared_with_the_text_itself(loss: float, below: str)
     view = Lines(paper())
     view.start(prepared(), 0)
     view.evaluation(evaluation(50, loss), best=True)
-    assert printed(view).splitlines()[-1] == f"step     50  validation {loss:.3f}  {loss / 2:.3f} bits per byte{below}"
+    assert (
+        printed(view).splitlines()[-1]
+        == f"step     50  epoch  6.2  validation {loss:.3f}  {loss / 2:.3f} bits per byte{below}"
+    )
     view.evaluation(evaluation(60, loss), best=False)
-    assert printed(view).splitlines()[-1].endswith(f"{below}  (an earlier one was better, and is kept)")
+    assert printed(view).splitlines()[-1].endswith(f"{below}  (an earlier one was better)")
 
 
 def test_the_end_says_how_to_go_on() -> None:
     view = Lines(paper(40))
     view.finish(result())
-    assert printed(view) == "done after 100 steps: best validation loss 3.200, saved in runs/mine\n"
+    ended = "done after 100 steps, 12.5 epochs: best validation loss 3.200 at step 90; runs/mine holds the best model\n"
+    assert printed(view) == ended
+    view.finish(dataclasses.replace(result(), best_step=0))
+    assert "the best model is the untrained one, so that is what runs/mine holds" in printed(view)
     view.finish(result(finished=False, directory="my runs/$x"))
     assert printed(view).splitlines()[-1] == "resume with: glassgpt train --resume --out 'my runs/$x'"
 

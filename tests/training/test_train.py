@@ -460,3 +460,63 @@ def test_a_run_of_version_0_1_resumes(tmp_path: Path, text: Path) -> None:
     path.write_text(json.dumps(state), encoding="utf-8")
     train(out=out, resume=True)
     assert_same_run(tmp_path / "whole", out)
+
+
+# ---- a text that is learned by heart ----------------------------------------
+
+
+def memorised(tmp_path: Path, **options: Any) -> TrainResult:
+    """A run on a text of random letters: what it learns of the training part makes it worse on the validation part."""
+    letters = random.Random(1)
+    text = tmp_path / "noise.txt"
+    text.write_text("".join(letters.choice("abcdefgh") for _ in range(1500)), encoding="utf-8")
+    settings = dict(steps=200, eval_every=10, eval_batches=None, optimizer="adamw", learning_rate=2e-2)
+    return run(text, tmp_path / "run", **{**settings, "shape": CONFIG.replace(drop_rate=0.0), **options})
+
+
+def last_weights(out: Path) -> torch.Tensor:
+    path, _ = newest_checkpoint(out)
+    return load_model(path, tokenizer=Tokenizer.bytes_())[0].out_head.weight
+
+
+def test_a_run_that_grows_no_better_stops_with_its_best_model(tmp_path: Path) -> None:
+    class Heard(Progress):
+        def message(self, text: str) -> None:
+            messages.append(text)
+
+    messages: list[str] = []
+    result = memorised(tmp_path, patience=3, progress=Heard())
+    assert result.finished
+    assert result.steps < 200
+    assert result.steps == result.best_step + 30
+    assert result.best_val_loss < result.val_loss
+    assert f"stopping: no better model since step {result.best_step}" in messages[-1]
+    evaluations = {r["step"]: r["val_loss"] for r in read_log(tmp_path / "run") if r["kind"] == "evaluation"}
+    assert evaluations[result.best_step] == min(evaluations.values()) == result.best_val_loss
+    assert not torch.equal(load_model(tmp_path / "run")[0].out_head.weight, last_weights(tmp_path / "run"))
+    again = train(out=tmp_path / "run", resume=True)  # nothing is left to do
+    assert (again.steps, again.finished) == (result.steps, True)
+    assert train(out=tmp_path / "run", resume=True, patience=0, steps=result.steps + 20).steps == result.steps + 20
+
+
+def test_without_patience_all_steps_are_taken(tmp_path: Path) -> None:
+    result = memorised(tmp_path, steps=100)
+    assert (result.steps, result.finished) == (100, True)
+    assert result.best_step < 100
+
+
+def test_the_last_model_is_kept_where_that_is_asked_for(tmp_path: Path) -> None:
+    result = memorised(tmp_path, steps=100, keep="last")
+    assert (result.keep, result.best_step < 100) == ("last", True)
+    assert torch.equal(load_model(tmp_path / "run")[0].out_head.weight, last_weights(tmp_path / "run"))
+
+
+def test_minutes_are_capped_by_what_the_text_can_bear(tmp_path: Path, text: Path) -> None:
+    result = train([text], tmp_path / "run", tokenizer="byte", minutes=5, sample_tokens=0, threads=1)
+    assert result.finished
+    assert result.best_step > 0
+    assert result.epochs <= 37
+    record = json.loads((tmp_path / "run" / RUN_FILE).read_text(encoding="utf-8"))
+    assert record["config"]["drop_rate"] > 0
+    assert any("after which more make it worse" in choice for choice in record["choices"])
+    assert any(choice.startswith("shape: nano, for") for choice in record["choices"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from glassgpt.config import GPTConfig, preset
 from glassgpt.data.corpus import Document
 from glassgpt.options import Rule, check
 from glassgpt.tokenizer import Tokenizer
@@ -55,9 +54,21 @@ def choose_tokenizer(
     return tokenizer
 
 
-def choose_shape(n_bytes: int, choices: list[str]) -> GPTConfig:
-    """A shape by the amount of text: a model much larger than its text learns it by heart."""
-    sizes = (("nano", 300_000), ("micro", 20_000_000), ("mini", 100_000_000))
-    name = next((name for name, limit in sizes if n_bytes < limit), "small")
-    choices.append(f"shape: {name}, for {n_bytes:,} bytes of text")
-    return preset(name)
+def shapes_for(n_bytes: int) -> list[str]:
+    """The presets that suit an amount of text, the best first: a model much larger than its text learns it by heart."""
+    sizes = (("nano", 300_000), ("micro", 20_000_000), ("mini", 100_000_000), ("small", math.inf))
+    names = [name for name, _ in sizes]
+    fitting = next(i for i, (_, limit) in enumerate(sizes) if n_bytes < limit)
+    return names[: fitting + 1][::-1]
+
+
+def choose_epochs(parameters_per_token: float) -> int:
+    """Passes over the training part after which more of them make a model worse; measured in docs/small_texts.md."""
+    return 36 if parameters_per_token >= 40 else 24
+
+
+def choose_dropout(parameters_per_token: float, epochs: float) -> float:
+    """Dropout for a shape that was not given, measured in docs/small_texts.md; a text read few times needs none."""
+    if epochs < 6 or parameters_per_token < 1:
+        return 0.0
+    return 0.1 if parameters_per_token < 6 else 0.2 if parameters_per_token < 40 else 0.4

@@ -19,6 +19,7 @@ from glassgpt.training.step import evaluate_loss, take_step
 EVALUATIONS = 9
 """Of a run whose intervals are derived: at the start, and after each eighth."""
 
+_PATIENCE = 4
 _EVALUATION_SHARE = 0.15  # of the time, at most, for measuring the model
 _SAVING_SECONDS = 0.5  # of one evaluation, for its checkpoint, plot and sample
 _SAVING_RATE = 100e6  # bytes per second of a checkpoint: written, flushed and hashed
@@ -50,8 +51,13 @@ def measure_speed(prepared: Prepared, settings: Settings, device: torch.device, 
         return Speed(statistics.median(times[1:]), time.perf_counter() - start)
 
 
-def settings_for(seconds: float, speed: Speed, settings: Settings, n_parameters: int) -> tuple[Settings, str]:
-    """`settings` with the steps that fit into `seconds`, evaluations and checkpoints included, and a line on them."""
+def settings_for(
+    seconds: float, speed: Speed, settings: Settings, n_parameters: int, most_steps: int | None = None
+) -> tuple[Settings, str]:
+    """`settings` with the steps that fit into `seconds`, evaluations and checkpoints included, and a line on them.
+
+    `most_steps` are those that the text can bear.
+    """
     saving = _SAVING_SECONDS + 16 * n_parameters / _SAVING_RATE  # weights, and two or three numbers for each of them
     batches = settings.eval_batches
     if batches is None:
@@ -64,4 +70,10 @@ def settings_for(seconds: float, speed: Speed, settings: Settings, n_parameters:
         text = f"steps: {steps}; {time_text} are too short for this model: one step takes {speed.step:.2g} s"
     else:
         text = f"steps: {steps:,} fit into {time_text} at the speed just measured"
-    return dataclasses.replace(settings, eval_batches=batches).resolved(steps), text
+    if most_steps is not None and most_steps < steps:
+        text = f"steps: {most_steps:,}, after which more make it worse; {steps:,} would fit into {time_text}"
+        steps = most_steps
+    settings = dataclasses.replace(
+        settings, eval_batches=batches, patience=_PATIENCE if settings.patience is None else settings.patience
+    )
+    return settings.resolved(steps), text

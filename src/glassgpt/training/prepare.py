@@ -21,7 +21,7 @@ from glassgpt.device import check_dtype, pick_dtype
 from glassgpt.files import write_text
 from glassgpt.json_file import read_json
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.training.choose import check_tokenizer, choose_shape, choose_tokenizer
+from glassgpt.training.choose import check_tokenizer, choose_dropout, choose_epochs, choose_tokenizer, shapes_for
 from glassgpt.training.measure import measure_speed, settings_for
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared
@@ -32,9 +32,10 @@ from glassgpt.training.state import checkpoints
 _log = logging.getLogger(__name__)
 
 DEFAULT_MINUTES = 5.0
+_ENOUGH_STEPS = 400  # fewer teach a larger model less than a smaller one learns in the same time
 
 # Settings that a resumed run may change: none of them touches a step that has been taken, or what losses mean
-_CHANGEABLE = {"steps", "eval_every", "sample_prompt", "sample_tokens"}
+_CHANGEABLE = {"steps", "eval_every", "patience", "sample_prompt", "sample_tokens"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,8 @@ def prepare(request: Request, out: Path, run: Path, device: torch.device, progre
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = choose_tokenizer(tokenizer, train_part, validation_part, choices, progress)
     check_sample(tokenizer, settings)
-    config = (config or choose_shape(n_bytes, choices)).replace(vocab_size=tokenizer.n_vocab)
+    names = [] if config else shapes_for(n_bytes)
+    config = (config or preset(names[0])).replace(vocab_size=tokenizer.n_vocab)
 
     (run / "data").mkdir(parents=True)
     train, validation = (
@@ -98,8 +100,10 @@ def prepare(request: Request, out: Path, run: Path, device: torch.device, progre
     dtype, reason = pick_dtype(settings.dtype, device, config.emb_dim)
     settings = dataclasses.replace(settings, dtype=dtype)  # so a resume elsewhere computes the same
     choices.append(f"numbers: {dtype} ({reason})")
-    prepared = Prepared(config, settings, tokenizer, train, validation, baselines, choices)
-    prepared = dataclasses.replace(prepared, settings=_with_steps(prepared, request.minutes, device))
+    prepared = _with_steps(
+        Prepared(config, settings, tokenizer, train, validation, baselines, choices), names, request.minutes, device
+    )
+    config = prepared.config
     choices.append(
         f"model: {config.n_parameters():,} parameters, {config.n_layers} layers x {config.emb_dim} wide, "
         f"{config.n_heads} heads, context {config.context_length} tokens"
@@ -109,17 +113,39 @@ def prepare(request: Request, out: Path, run: Path, device: torch.device, progre
     return prepared
 
 
-def _with_steps(prepared: Prepared, minutes: float | None, device: torch.device) -> Settings:
-    settings, choices = prepared.settings, prepared.choices
-    if settings.steps is not None:
-        return settings.resolved(settings.steps)
-    if minutes is None:
+def _with_steps(prepared: Prepared, names: list[str], minutes: float | None, device: torch.device) -> Prepared:
+    """With a number of steps; where the shape was not given, with the largest of `names` that learns in the time."""
+    choices, n_bytes = prepared.choices, prepared.train.n_bytes + prepared.validation.n_bytes
+    if prepared.settings.steps is None and minutes is None:
         minutes = DEFAULT_MINUTES
         choices.append(f"time: {minutes:g} minutes, the default")
-    speed = measure_speed(prepared, settings, device, min(2.0, 0.05 * minutes * 60))
-    settings, choice = settings_for(minutes * 60, speed, settings, prepared.config.n_parameters())
-    choices.append(choice)
-    return settings
+    choice = ""
+    for name in names or [""]:
+        config = preset(name).replace(vocab_size=prepared.config.vocab_size) if name else prepared.config
+        candidate = dataclasses.replace(prepared, config=config)
+        settings = candidate.settings
+        if minutes is None:
+            assert settings.steps is not None
+            settings = settings.resolved(settings.steps)
+            break
+        most = math.ceil(choose_epochs(candidate.parameters_per_token()) / candidate.epochs(1))
+        speed = measure_speed(candidate, settings, device, min(2.0, 0.05 * minutes * 60))
+        settings, choice = settings_for(minutes * 60, speed, settings, config.n_parameters(), most)
+        if settings.steps is not None and settings.steps >= min(most, _ENOUGH_STEPS):
+            break
+    assert settings.steps is not None
+    epochs = candidate.epochs(settings.steps)
+    if name:
+        choices.append(
+            f"shape: {name}, for {n_bytes:,} bytes of text" + (f" and {minutes:g} minutes" if minutes else "")
+        )
+        dropout = choose_dropout(candidate.parameters_per_token(), epochs)
+        candidate = dataclasses.replace(candidate, config=candidate.config.replace(drop_rate=dropout))
+        choices.append(f"dropout: {dropout:g}, for {candidate.parameters_per_token():.2g} parameters per token")
+    if choice:
+        choices.append(choice)
+    choices.append(f"the text is read {epochs:.1f} times (epochs)")
+    return dataclasses.replace(candidate, settings=settings)
 
 
 def check_sample(tokenizer: Tokenizer, settings: Settings) -> None:

@@ -27,6 +27,14 @@ class Prepared:
     choices: list[str]
     """What was picked and why, one line each, to be shown."""
 
+    def epochs(self, steps: int) -> float:
+        """How often `steps` read the training part."""
+        return steps * self.settings.batch_size * self.config.context_length / self.train.n_tokens
+
+    def parameters_per_token(self) -> float:
+        """Parameters of the model for each token of the training part: how easily it learns the text by heart."""
+        return self.config.n_parameters() / self.train.n_tokens
+
     def bits_per_byte(self, nats_per_token: float) -> float:
         """A loss on the validation part, comparable between tokenizers."""
         return nats_per_token / math.log(2) * self.validation.n_tokens / self.validation.n_bytes
@@ -71,11 +79,19 @@ class RunState:
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """How a run ended. Losses are in nats per token; `finished` is False after Ctrl-C."""
+    """How a run ended. Losses are in nats per token; `finished` is False after Ctrl-C.
+
+    A run that stopped because it grew no better is finished, with fewer `steps` than were planned.
+    """
 
     directory: Path
     steps: int
     finished: bool
+    epochs: float
+    """How often the training part was read."""
+    keep: str
+    """Which model the directory holds: "best" or "last"."""
+    best_step: int
     best_val_loss: float
     val_loss: float
     val_bits_per_byte: float

@@ -9,6 +9,7 @@ from glassgpt.options import Options, option
 
 OPTIMIZERS = ("muon", "adamw")
 DTYPE_NAMES = ("auto", "float32", "bfloat16")
+KEEP = ("best", "last")
 DEFAULT_EVAL_BATCHES = 20
 
 
@@ -70,6 +71,19 @@ class Settings(Options):
         at_least=1,
         derived="20, or what 1/7 of the minutes allows",
     )
+    patience: int | None = option(
+        None,
+        "evaluations in a row without a better one after which training stops; 0: never",
+        unit="evaluations",
+        at_least=0,
+        derived="0 with steps, 4 with minutes",
+    )
+    keep: str = option(
+        "best",
+        "which model the run's directory holds: the best by validation loss, or the last, which knows the text better "
+        "by heart",
+        choices=KEEP,
+    )
     sample_prompt: str = option("", "beginning of the samples shown at each evaluation", unit="text")
     sample_tokens: int = option(60, "length of those samples; 0 shows none", unit="tokens", at_least=0)
 
@@ -97,6 +111,7 @@ class Settings(Options):
             warmup_steps=min(100, max(1, steps // 20)) if self.warmup_steps is None else self.warmup_steps,
             eval_every=max(1, -(-steps // 8)) if self.eval_every is None else self.eval_every,
             eval_batches=DEFAULT_EVAL_BATCHES if self.eval_batches is None else self.eval_batches,
+            patience=0 if self.patience is None else self.patience,
         )
 
 
@@ -117,5 +132,7 @@ class SettingsKeywords(TypedDict, total=False):
     seed: int
     eval_every: int | None
     eval_batches: int | None
+    patience: int | None
+    keep: str
     sample_prompt: str
     sample_tokens: int

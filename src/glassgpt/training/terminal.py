@@ -119,11 +119,11 @@ class Lines(Progress):
         names = (("uniform", "ln V"), ("unigram", "unigram"), ("bigram", "bigram"))
         below = [f"below {name}" for key, name in names if loss < getattr(self._baselines, key)]
         line = Text.assemble(
-            f"step {record['step']:>6,}  ",
+            f"step {record['step']:>6,}  epoch {record['epoch']:>4.1f}  ",
             (f"validation {loss:.3f}", "bold"),
             f"  {record['bits_per_byte']:.3f} bits per byte",
             (f"  {below[-1]}" if below else "", "green"),
-            "" if best else "  (an earlier one was better, and is kept)",
+            "" if best else "  (an earlier one was better)",
         )
         self.console.print(line)
 
@@ -136,9 +136,15 @@ class Lines(Progress):
         """See `Progress`."""
         ended = "done" if result.finished else "stopped"
         self.message(
-            f"{ended} after {result.steps:,} steps: best validation loss {result.best_val_loss:.3f}, "
-            f"saved in {result.directory}"
+            f"{ended} after {result.steps:,} steps, {result.epochs:.1f} epochs: best validation loss "
+            f"{result.best_val_loss:.3f} at step {result.best_step:,}; {result.directory} holds the "
+            f"{result.keep} model"
         )
+        if result.best_step == 0 < result.steps and result.keep == "best":
+            self.message(
+                f"the best model is the untrained one, so that is what {result.directory} holds: add text, train with "
+                "a lower learning rate, or keep the last model"
+            )
         if not result.finished:
             self.message(f"resume with: glassgpt train --resume --out {shlex.quote(str(result.directory))}")
 

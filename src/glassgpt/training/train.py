@@ -29,7 +29,7 @@ from glassgpt.training.prepare import Request, prepare, reopen
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared, RunState, TrainingFailedError, TrainResult
 from glassgpt.training.run_directory import NEXT, check_new, discard_next, locked, promote, recover
-from glassgpt.training.settings import SettingsKeywords
+from glassgpt.training.settings import Settings, SettingsKeywords
 from glassgpt.training.state import newest_checkpoint, restore
 from glassgpt.training.step import schedule, take_step
 from glassgpt.training.writer import RunWriter, publish
@@ -114,7 +114,9 @@ def _reopen(
     _use_threads(threads, begun_with)
     path, state = newest_checkpoint(out)
     trainee = restore(path, prepared.settings, device)
-    if state.best_step == state.step:  # a kill may have come between saving and publishing
+    if (
+        state.best_step == state.step or prepared.settings.keep == "last"
+    ):  # a kill may have come between saving and publishing
         publish(path, out)
     RunWriter(out, prepared, progress).rewind(state.step)
     progress.message(f"resuming {out} at step {state.step:,}")
@@ -139,7 +141,13 @@ def _run(prepared: Prepared, trainee: Trainee, state: RunState, out: Path, progr
                 if stopping():
                     writer.message("stopping: the model is measured and saved first; Ctrl-C again does not wait")
                 state = writer.measure_and_save(trainee, state, loader.epoch(step))
-            if last or (stopping() and state.evaluated == step):  # never with steps that are not saved
+            tired = state.evaluated == step and _tired(state, settings)
+            if tired and not last:
+                writer.message(
+                    f"stopping: no better model since step {state.best_step:,} (patience 0 would not stop, and keep "
+                    "last would keep the last one)"
+                )
+            if last or tired or (stopping() and state.evaluated == step):  # never with steps that are not saved
                 break
 
             start = time.perf_counter()
@@ -160,7 +168,10 @@ def _run(prepared: Prepared, trainee: Trainee, state: RunState, out: Path, progr
     result = TrainResult(
         directory=out,
         steps=state.step,
-        finished=state.step == settings.steps,
+        finished=last or tired,
+        epochs=prepared.epochs(state.step),
+        keep=settings.keep,
+        best_step=state.best_step,
         best_val_loss=state.best_val_loss,
         val_loss=state.val_loss,
         val_bits_per_byte=prepared.bits_per_byte(state.val_loss),
@@ -168,6 +179,12 @@ def _run(prepared: Prepared, trainee: Trainee, state: RunState, out: Path, progr
     )
     progress.finish(result)
     return result
+
+
+def _tired(state: RunState, settings: Settings) -> bool:
+    """Whether the model has been measured `patience` times in a row without being better than before."""
+    assert settings.eval_every is not None
+    return 0 < (settings.patience or 0) <= (state.step - state.best_step) // settings.eval_every
 
 
 def _use_threads(asked: int | None, begun_with: int | None) -> None:

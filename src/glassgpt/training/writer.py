@@ -57,7 +57,7 @@ class RunWriter:
         # first the log, whose last lines a resume drops if the checkpoint was never written
         record = self._log.evaluation(state.step, val_loss, prepared.bits_per_byte(val_loss), epoch)
         checkpoint = save_checkpoint(self._directory, trainee, prepared.tokenizer, state)
-        if state.is_best:
+        if state.is_best or settings.keep == "last":
             publish(checkpoint, self._directory)
         self._progress.evaluation(record, state.is_best)
         plot_losses(self._directory, prepared.baselines)
