@@ -43,9 +43,10 @@ def row(text: Path, minutes: float, reference: bool, directory: Path) -> str:
     best = result.best_val_loss
     if reference:
         best = min([best, *(search(text, config, result.steps / result.epochs, directory))])
+    shape = f"{config['n_layers']} x {config['emb_dim']}"
     return (
-        f"| {text.name} | {text.stat().st_size:,} | {config['n_layers']} x {config['emb_dim']} | {config['drop_rate']:g} "
-        f"| {result.epochs:.1f} | {result.steps:,} | {result.best_val_loss:.3f} | {baselines['unigram']:.3f} "
+        f"| {text.name} | {text.stat().st_size:,} | {shape} | {config['drop_rate']:g} | {result.epochs:.1f} "
+        f"| {result.steps:,} | {result.best_val_loss:.3f} | {baselines['unigram']:.3f} "
         f"| {baselines['bigram']:.3f} | {f'{best:.3f}' if reference else ''} "
         f"| {f'{result.best_val_loss / best:.3f}' if reference else ''} |"
     )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import re
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -95,12 +98,23 @@ def demo(out: Path | None, seconds: float, progress: Progress, stream: IO[str]) 
     _speed_ladder(model, tokenizer, say)
     say()
     say("What to type next:")
-    run = shlex.quote(str(out))
-    say(f'  glassgpt generate {run} "{PROMPT}" --temperature 0.8   # more of it')
-    say(f'  glassgpt explain {run} "{PROMPT}" --out maps.png       # where its heads look')
-    say("  glassgpt train my.txt --out runs/mine                        # your own text")
+    run, program = shlex.quote(str(out)), _program()
+    say(f'  {program} generate {run} "{PROMPT}" --temperature 0.8   # more of it')
+    say(f'  {program} explain {run} "{PROMPT}" --out maps.png       # where its heads look')
+    say(f"  {program} train my.txt --out runs/mine                        # your own text")
     say(f"The curve of this run is {out}/loss.png.")
     return result
+
+
+def _program() -> str:
+    """How this program can be called from here: by its name where the shell finds it, else by its path."""
+    here = Path(sys.executable).with_name("glassgpt")
+    found = shutil.which("glassgpt")
+    if not here.exists():
+        return "glassgpt" if found else "python -m glassgpt"
+    if found and Path(found).resolve() == here.resolve():
+        return "glassgpt"
+    return shlex.quote(os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here))
 
 
 def _free(directory: Path) -> Path:

@@ -134,7 +134,6 @@ TRAIN = "train text.txt --shape nano --tokenizer byte --out new --steps 1"
 
 # the arguments, where "·" is an empty one, and a part of the answer; the code is 2 unless the answer begins with "1:"
 NONSENSE = [
-    ("", "COMMAND"),
     ("frobnicate", "invalid choice: 'frobnicate'"),
     ("--version-of-what", "COMMAND"),
     *((f"{command} --frobnicate", "--frobnicate|required") for command in COMMANDS),
@@ -524,7 +523,8 @@ def test_generate(glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch)
     first, second = result["completions"]
     assert (code, result["prompt"], first["finish_reason"], len(first["ids"])) == (0, "The cat", "length", 4)
     assert printed == f"The cat{first['text']}\n"
-    assert glass("generate", "model", "The cat", *options, "--n", 2)[1] == f"{printed}The cat{second['text']}\n"
+    both = f"--- 1 of 2\n{printed}--- 2 of 2\nThe cat{second['text']}\n"
+    assert glass("generate", "model", "The cat", *options, "--n", 2)[1] == both
     assert glass("generate", "model", "The cat", "--n", 2, "--json")[0] == 0  # no seed: a new one for each
     assert glass("generate", "model", "·" * 40, "--max-new-tokens", 3)[0] == 0  # past the context: it slides
 

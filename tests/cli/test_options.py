@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import importlib.metadata
 
 import pytest
 
-from glassgpt.cli import parser
+from glassgpt.cli import main, parser
 from glassgpt.cli.options import Parser, above_zero, add_fields, given, whole
 from glassgpt.generation.options import Generation
 from glassgpt.options import Options
@@ -62,7 +62,34 @@ def test_a_number_is_above_0(text: str) -> None:
 
 def test_misuse_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
-        parsed("--temprature", "1")
+        parsed("--temperature", "hot")
     assert leaving.value.code == 2
-    error: Any = capsys.readouterr().err
-    assert error == "x: unrecognized arguments: --temprature 1 (see x --help)\n"
+    assert capsys.readouterr().err == "x: argument --temperature: invalid float value: 'hot' (see x --help)\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("generate m x --top_k 5", "glassgpt generate: unrecognized arguments: --top_k 5; did you mean --top-k?"),
+        ("generate m x --prompt=y", "glassgpt generate: unrecognized arguments: --prompt=y (see"),
+        ("train --temprature 1", "glassgpt train: unrecognized arguments: --temprature (see glassgpt train --help)"),
+        ("trian x", "glassgpt: argument COMMAND: invalid choice: 'trian': did you mean 'train'?"),
+        ("train --shape mirco", "glassgpt train: argument --shape: invalid choice: 'mirco': did you mean 'micro'?"),
+        ("frobnicate", "glassgpt: argument COMMAND: invalid choice: 'frobnicate': choose from demo, train"),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_meant(capsys: pytest.CaptureFixture[str], argv: str, said: str) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(argv.split())
+    error = capsys.readouterr().err
+    assert leaving.value.code == 2
+    assert error.startswith(said)
+    assert error.count("\n") == 1
+
+
+def test_alone_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "train a GPT on your own text" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"glassgpt {importlib.metadata.version('glassgpt')}\n"

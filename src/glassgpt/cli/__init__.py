@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dis
+import importlib.metadata
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from glassgpt.cli import generate, inspect, train, weights
 from glassgpt.cli.console import prepare_streams, say, warnings_shown
@@ -25,7 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # default, 300,000 turns, one other busy process on two cores made a training step take 14 times as long, and more.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    arguments = parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        parser().print_help()
+        return DONE
+    arguments, unknown = parser().parse_known_args(argv)
+    if unknown:
+        arguments.parser.refuse(unknown)
     try:
         with warnings_shown():
             code: int = arguments.run(arguments)
@@ -68,9 +76,18 @@ def _was_raised(error: Exception) -> bool:
     return trace is not None and trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
+class _Version(argparse.Action):
+    """Prints the version of the installed package, which is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"glassgpt {importlib.metadata.version('glassgpt')}")
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands, in the order of the help."""
     result = Parser(prog="glassgpt", description="A GPT you can see through: train, generate, look inside.")
+    result.add_argument("--version", action=_Version, nargs=0, help="show the version")
     commands = result.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for room in (train, generate, inspect, weights):
         room.add_commands(commands)

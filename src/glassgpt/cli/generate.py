@@ -57,10 +57,10 @@ def _generate(arguments: argparse.Namespace) -> int:
             else:
                 yield piece
 
-    for _ in _printed(prompt, first()):
-        pass
-    for text in held[1:]:
-        for _ in _printed(prompt, iter([text])):
+    for number in range(arguments.n):
+        if arguments.n > 1:
+            print(f"--- {number + 1} of {arguments.n}", flush=True)
+        for _ in _printed(prompt, iter([held[number]]) if number else first()):
             pass
     return DONE
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from glassgpt.options import Options, Rule
@@ -26,6 +27,18 @@ class Parser(argparse.ArgumentParser):
         """See `argparse`."""
         self.exit(MISUSED, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
 
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """`error` for arguments that are left over, with the option that was perhaps meant."""
+        name = next((word.partition("=")[0] for word in unknown if word.startswith("-")), "")
+        near = difflib.get_close_matches(name.replace("_", "-"), self._option_string_actions, n=1) if name else []
+        self.error(f"unrecognized arguments: {' '.join(unknown)}{f'; did you mean {near[0]}?' if near else ''}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            near = difflib.get_close_matches(str(value), map(str, action.choices), n=1)
+            meant = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(map(str, action.choices))}"
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}: {meant}")
+
     def _print_message(self, message: str, file: IO[str] | None = None) -> None:  # type: ignore[override]
         with contextlib.suppress(BrokenPipeError):
             super()._print_message(message, file)
@@ -36,7 +49,7 @@ def command(
 ) -> argparse.ArgumentParser:
     """Add a command that `run` executes; `text` is its line of help."""
     result: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    result.set_defaults(run=run, json=False)
+    result.set_defaults(run=run, parser=result, json=False)
     if json:
         result.add_argument("--json", action="store_true", help="print the result as JSON")
     result.add_argument("--traceback", action="store_true", help="show where in the code an error comes from")
