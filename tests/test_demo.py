@@ -71,8 +71,6 @@ def test_the_story(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     asked = commands(told)
     called = [(Path(words[0]).name, words[1]) for words in asked]
     assert called == [("glassgpt", command) for command in ("generate", "explain", "train")]
-        ["glassgpt", command] for command in ("generate", "explain", "train")
-    ]
     for words in asked:
         _parser().parse_args(words[1:])  # leaves with SystemExit if it does not parse
     monkeypatch.chdir(tmp_path)

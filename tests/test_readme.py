@@ -22,7 +22,7 @@ SHORTER = {
     "download": ["--print-urls"],
     "generate": ["--max-new-tokens", "5"],
 }
-ELSEWHERE = ("make ", "pip ", "python src/", "vllm ", "ollama ", "llama-cli ")
+ELSEWHERE = ("make ", "pip ", "python3 -m venv ", "source ", "python src/", "vllm ", "ollama ", "llama-cli ")
 
 
 def blocks(language: str, text: str = README) -> list[str]:
