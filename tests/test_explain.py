@@ -170,11 +170,34 @@ def test_the_figure_has_a_panel_for_each_head_with_its_own_weights(tmp_path: Pat
     assert width > height > 300
 
 
-def test_a_long_text_is_drawn_without_labels(tmp_path: Path) -> None:
-    figure = plot_attention(random_maps(1, 1, 40).bfloat16(), ["x"] * 40)
-    assert not figure.axes[0].get_xticklabels()
-    assert not figure.axes[0].get_yticklabels()
+@pytest.mark.parametrize("n_tokens", [1, 24, 25, 100])
+def test_every_token_has_its_label_at_both_sides(tmp_path: Path, n_tokens: int) -> None:
+    labels = [f" w{n}" for n in range(n_tokens)]
+    figure = plot_attention(random_maps(2, 2, n_tokens).bfloat16(), labels)
+    for axes in figure.axes:
+        assert [label.get_text() for label in axes.get_xticklabels()] == labels
+        assert [label.get_text() for label in axes.get_yticklabels()] == labels
     assert saved(figure, tmp_path / "maps.png")
+
+
+def test_a_page_of_very_many_maps_has_a_label_for_some_of_its_tokens(tmp_path: Path) -> None:
+    figure = plot_attention(random_maps(1, 12, 300), [str(n) for n in range(300)])
+    shown = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert shown == [str(n) for n in range(0, 300, int(shown[1]))]
+    assert figure.get_size_inches().max() < 90
+    height, width, _ = saved(plot_attention(random_maps(1, 12, 300), ["x"] * 300, head=3), tmp_path / "maps.png")
+    assert min(height, width) > 2**11
+
+
+def test_one_layer_or_one_head_can_be_picked(tmp_path: Path) -> None:
+    maps = random_maps(2, 3, 5)
+    titles = lambda **picked: [axes.get_title() for axes in plot_attention(maps, list("abcde"), **picked).axes]  # noqa: E731
+    assert titles(layer=1) == [f"layer 1 head {head}" for head in range(3)]
+    assert titles(head=2) == ["layer 0 head 2", "layer 1 head 2"]
+    assert titles(layer=0, head=1) == ["layer 0 head 1"]
+    for wrong in ({"layer": 2}, {"head": 3}, {"layer": -1}):
+        with pytest.raises(ValueError, match="must be a whole number, at least 0 and at most"):
+            plot_attention(maps, list("abcde"), **wrong)
 
 
 @pytest.mark.parametrize("label", ["$$", r"$\frac{$"])

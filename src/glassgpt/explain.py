@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from glassgpt.language_model import LanguageModel, evaluating
 from glassgpt.model import GPTModel, MultiHeadAttention
+from glassgpt.options import check_int
 from glassgpt.tokenizer import Tokenizer
 
 
@@ -89,27 +91,49 @@ def trace(model: LanguageModel, tokenizer: Tokenizer, text: str, k: int = 5) -> 
     ]
 
 
-def plot_attention(maps: Tensor, labels: Sequence[str]) -> Any:
-    """A `matplotlib` figure of `attention_maps`: one row a layer, one column a head, `labels` the tokens' texts."""
+_DPI = 110
+_LABEL = 0.11  # inches that a label needs across its text
+_PANEL = 1.9  # inches at least, of one map
+_PAGE = 60.0  # inches at most, of all maps side by side: more makes a picture of gigabytes
+
+
+def plot_attention(maps: Tensor, labels: Sequence[str], layer: int | None = None, head: int | None = None) -> Any:
+    """A `matplotlib` figure of `attention_maps`: one row a layer, one column a head, `labels` the tokens' texts.
+
+    `layer` and `head` pick one of them, counted from 0. The maps grow with the text, so that each token has its label;
+    where the page would grow too large, every second token has one, or every third, and so on. `ValueError` for a
+    layer or head that there is not.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and not before it is needed
     from matplotlib.figure import Figure
 
-    n_layers, n_heads, n_tokens, _ = maps.shape
-    figure = Figure(figsize=(1.9 * n_heads + 1, 1.9 * n_layers + 0.8), dpi=110, layout="constrained")
+    layers, heads = (_picked(*asked) for asked in (("layer", layer, len(maps)), ("head", head, maps.shape[1])))
+    n_tokens = maps.shape[-1]
+    shown = [repr(label)[1:-1][:16] for label in labels]
+    panel = min(max(_PANEL, _LABEL * n_tokens), _PAGE / max(len(layers), len(heads)))
+    every = math.ceil(_LABEL * n_tokens / panel)
+    places = range(0, n_tokens, every)
+    margin = 0.15 + 0.065 * max(map(len, shown[::every]))  # inches, for the labels at the left and below
+    column, row = panel + margin + 0.1, panel + margin + 0.3
+    width, height = column * len(heads) + 0.3, row * len(layers) + 0.3
+    figure = Figure(figsize=(width, height), dpi=_DPI)
     FigureCanvasAgg(figure)
-    grid = figure.subplots(n_layers, n_heads, squeeze=False, sharex=True, sharey=True)
-    for layer in range(n_layers):
-        for head in range(n_heads):
-            axes = grid[layer, head]
+    for i, layer in enumerate(layers):
+        for j, head in enumerate(heads):
+            left, bottom = 0.3 + j * column + margin, height - (i + 1) * row + margin
+            axes = figure.add_axes((left / width, bottom / height, panel / width, panel / height))
             axes.imshow(maps[layer, head].cpu().float().numpy(), cmap="Blues", vmin=0, vmax=1)
             axes.set_title(f"layer {layer} head {head}", fontsize=7)
-            if n_tokens <= 24:
-                shown = [repr(label)[1:-1] for label in labels]
-                axes.set_xticks(range(n_tokens), shown, rotation=90, fontsize=6, parse_math=False)
-                axes.set_yticks(range(n_tokens), shown, fontsize=6, parse_math=False)
-            else:
-                axes.set_xticks([])
-                axes.set_yticks([])
-    figure.supxlabel("looked at", fontsize=8)
-    figure.supylabel("looking", fontsize=8)
+            ticks = [shown[place] for place in places]
+            axes.set_xticks(places, ticks, rotation=90, fontsize=6, parse_math=False)
+            axes.set_yticks(places, ticks, fontsize=6, parse_math=False)
+    figure.supxlabel("looked at", fontsize=8, y=0.05 / height)
+    figure.supylabel("looking", fontsize=8, x=0.05 / width)
     return figure
+
+
+def _picked(name: str, asked: int | None, number: int) -> Sequence[int]:
+    if asked is None:
+        return range(number)
+    check_int(name, asked, at_least=0, at_most=number - 1)
+    return [asked]

@@ -250,7 +250,7 @@ NONSENSE = [
     (f"explain model {'x' * 17}", "17 tokens exceed the context length of 16"),
     (f"explain model {'x' * 17} --out maps.png", "17 tokens exceed the context length of 16"),
     ("explain model x --top 0", "'0' must be a whole number"),
-    ("explain model x --out foreign", "foreign exists: choose a new name"),
+    ("explain model x --out foreign", "foreign must end in .png or .svg"),
     ("explain model x --out text.txt/maps.png", "text.txt"),
     # download
     ("download frobnicate", "no model 'frobnicate'"),

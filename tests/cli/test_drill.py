@@ -67,7 +67,9 @@ WRITERS: dict[str, Callable[[str], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("out", [".", "mine", "link", "model", "other", "file", "text.txt", "mine/notes.txt"])
+@pytest.mark.parametrize(
+    "out", [".", "mine", "link", "model", "other", "file", "text.txt", "mine/notes.txt", "mine/loss.png"]
+)
 @pytest.mark.parametrize("command", WRITERS)
 def test_what_lies_there_stays(place: Path, capsys: pytest.CaptureFixture[str], command: str, out: str) -> None:
     before = contents(place)

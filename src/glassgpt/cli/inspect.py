@@ -24,7 +24,11 @@ def add_commands(commands: Any) -> None:
     add_model(explain)
     explain.add_argument("prompt", metavar="PROMPT", help="the text to look at")
     explain.add_argument("--top", type=whole, default=5, metavar="N", help="likeliest tokens shown (default: 5)")
-    explain.add_argument("--out", type=Path, metavar="FILE", help="new PNG file for the attention maps (default: none)")
+    explain.add_argument(
+        "--out", type=Path, metavar="FILE", help="new picture of the attention maps, .png or .svg (default: none)"
+    )
+    explain.add_argument("--layer", type=int, metavar="N", help="only this layer's maps, counted from 0 (default: all)")
+    explain.add_argument("--head", type=int, metavar="N", help="only this head's maps, counted from 0 (default: all)")
     add_machine(explain)
 
 
@@ -47,6 +51,9 @@ def _explain(arguments: argparse.Namespace) -> int:
     from glassgpt.explain import attention_maps, plot_attention, trace
     from glassgpt.files import creating
 
+    kind = arguments.out.suffix.lower() if arguments.out else ".png"
+    if kind not in (".png", ".svg"):
+        raise ValueError(f"{arguments.out} must end in .png or .svg")
     model, tokenizer = load(arguments)
     tokens = trace(model, tokenizer, arguments.prompt, arguments.top)
     if arguments.json:
@@ -61,6 +68,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         maps = attention_maps(model, tokenizer.encode(arguments.prompt))
         with creating(arguments.out) as temporary, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is a box in the picture
-            plot_attention(maps, [token.text for token in tokens]).savefig(temporary, format="png")
+            figure = plot_attention(maps, [token.text for token in tokens], arguments.layer, arguments.head)
+            figure.savefig(temporary, format=kind[1:])
         print(f"attention maps: {arguments.out}", file=sys.stderr)
     return DONE
