@@ -1,5 +1,7 @@
 """Build the book's 124M model, show what it is made of, and let it write before it has learned anything."""
 
+import argparse
+
 import torch
 
 from glassgpt.book import GPT_CONFIG_124M, GPTModel, generate_text_simple, gpt2_tokenizer, show_generation
@@ -22,4 +24,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

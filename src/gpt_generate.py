@@ -33,19 +33,27 @@ def load(name: str) -> tuple[GPTModel, Tokenizer]:
     return gpt, gpt2_tokenizer()
 
 
-def main(prompt: str, model: str, device: str) -> None:
-    """Print `prompt` and 25 tokens after it, drawn from the 50 best of each step."""
+def main(
+    prompt: str,
+    model: str,
+    device: str,
+    max_new_tokens: int = 25,
+    temperature: float = 1.0,
+    top_k: int = 50,
+    seed: int = 123,
+) -> None:
+    """Print `prompt` and `max_new_tokens` after it, drawn from the `top_k` best of each step."""
     torch_device = pick_device(device)
     gpt, tokenizer = load(model)
     gpt.to(torch_device).eval()
-    torch.manual_seed(123)
+    torch.manual_seed(seed)
     token_ids = generate(
         gpt,
         text_to_token_ids(prompt, tokenizer).to(torch_device),
-        max_new_tokens=25,
+        max_new_tokens=max_new_tokens,
         context_size=gpt.config.context_length,
-        top_k=50,
-        temperature=1.0,
+        top_k=top_k,
+        temperature=temperature,
     )
     print("Output text:\n", token_ids_to_text(token_ids, tokenizer))
 
@@ -55,6 +63,10 @@ if __name__ == "__main__":
     parser.add_argument("--prompt", default="Every effort moves you", help="the text to continue")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument("--model", default="gpt2", help="a model directory, or gpt2, gpt2-medium, gpt2-large, gpt2-xl")
+    parser.add_argument("--max-new-tokens", type=int, default=25, metavar="N", help="length (default: 25)")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1)")
+    parser.add_argument("--top-k", type=int, default=50, metavar="K", help="only the K best tokens (default: 50)")
+    parser.add_argument("--seed", type=int, default=123, metavar="N", help="of the random numbers (default: 123)")
     arguments = parser.parse_args()
     try:
         main(**vars(arguments))

@@ -1,5 +1,7 @@
 """The model of the book's chapters 2 to 4: dataset, attention, transformer block, GPT, generation."""
 
+import argparse
+
 import torch
 
 from glassgpt.book import (
@@ -38,4 +40,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

@@ -10,15 +10,31 @@ import torch
 from glassgpt.book import (
     GPT_CONFIG_124M,
     GPTModel,
+    calc_loss_batch,
+    calc_loss_loader,
     create_dataloader_v1,
+    evaluate_model,
+    generate_and_print_sample,
     gpt2_tokenizer,
     plot_losses,
+    text_to_token_ids,
+    token_ids_to_text,
     train_model_simple,
     training_text,
 )
 from glassgpt.device import pick_device
 
-__all__ = ["main", "plot_losses", "train_model_simple"]
+__all__ = [
+    "calc_loss_batch",
+    "calc_loss_loader",
+    "evaluate_model",
+    "generate_and_print_sample",
+    "main",
+    "plot_losses",
+    "text_to_token_ids",
+    "token_ids_to_text",
+    "train_model_simple",
+]
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 

@@ -1,5 +1,7 @@
 """The book's model with a key-value cache: each token is read once, until the context is full."""
 
+import argparse
+
 import torch
 
 from glassgpt.book import (
@@ -40,4 +42,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

@@ -4,6 +4,8 @@ Each token sees itself and the `kv_window_size - 1` tokens before it; a longer p
 Generation stops at the context length.
 """
 
+import argparse
+
 import torch
 
 from glassgpt.book import (
@@ -45,4 +47,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

@@ -1,4 +1,4 @@
-"""The parts of the book's training, to build your own from: model, data, losses, evaluation, samples."""
+"""The parts of the book's training, to build your own from: model, data, losses, evaluation, samples, pictures."""
 
 from glassgpt.book import (
     GELU,
@@ -14,8 +14,10 @@ from glassgpt.book import (
     evaluate_model,
     generate_and_print_sample,
     generate_text_simple,
+    plot_losses,
     text_to_token_ids,
     token_ids_to_text,
+    train_model_simple,
 )
 
 __all__ = [
@@ -32,6 +34,8 @@ __all__ = [
     "evaluate_model",
     "generate_and_print_sample",
     "generate_text_simple",
+    "plot_losses",
     "text_to_token_ids",
     "token_ids_to_text",
+    "train_model_simple",
 ]

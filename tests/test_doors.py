@@ -50,27 +50,24 @@ CACHE_NAMES = MODEL_NAMES | {
     "GPTModel.forward": "in_idx, use_cache=False",
     "GPTModel.reset_kv_cache": "",
 }
+TRAINING_NAMES = {
+    "text_to_token_ids": "text, tokenizer",
+    "token_ids_to_text": "token_ids, tokenizer",
+    "calc_loss_batch": "input_batch, target_batch, model, device",
+    "calc_loss_loader": "data_loader, model, device, num_batches=None",
+    "evaluate_model": "model, train_loader, val_loader, device, eval_iter",
+    "generate_and_print_sample": "model, tokenizer, device, start_context",
+    "train_model_simple": (
+        "model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, eval_iter, start_context, tokenizer"
+    ),
+    "plot_losses": "epochs_seen, tokens_seen, train_losses, val_losses",
+}
 NAMES = {
     "gpt_model_from_reference": MODEL_NAMES,
     "gpt_with_kv_cache": CACHE_NAMES,
     "gpt_with_kv_cache_optimized": CACHE_NAMES,
-    "training_components": MODEL_NAMES
-    | {
-        "text_to_token_ids": "text, tokenizer",
-        "token_ids_to_text": "token_ids, tokenizer",
-        "calc_loss_batch": "input_batch, target_batch, model, device",
-        "calc_loss_loader": "data_loader, model, device, num_batches=None",
-        "evaluate_model": "model, train_loader, val_loader, device, eval_iter",
-        "generate_and_print_sample": "model, tokenizer, device, start_context",
-    },
-    "gpt_train": {
-        "train_model_simple": (
-            "model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, eval_iter, "
-            "start_context, tokenizer"
-        ),
-        "plot_losses": "epochs_seen, tokens_seen, train_losses, val_losses",
-        "main": "gpt_config, settings",
-    },
+    "training_components": MODEL_NAMES | TRAINING_NAMES,
+    "gpt_train": TRAINING_NAMES | {"main": "gpt_config, settings"},
     "gpt_generate": {
         "load_weights_into_gpt": "gpt, params",
         "assign": "left, right",
@@ -276,6 +273,22 @@ def test_generating_from_a_local_model(
     assert done.stdout.startswith("Output text:\n To be")
     start(monkeypatch, checkout, "gpt_generate.py", *arguments)
     assert capsys.readouterr().out.replace("\r", "\n") == done.stdout
+    texts = []
+    for more in ((), ("--max-new-tokens", 3), ("--temperature", 0), ("--top-k", 1), ("--seed", 5)):
+        start(monkeypatch, checkout, "gpt_generate.py", *arguments, *more)
+        texts.append(capsys.readouterr().out)
+    assert len(texts[1]) < len(texts[0])
+    assert texts[2] == texts[3] != texts[0] != texts[4]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "training_components"])
+def test_every_script_answers_help(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        start(monkeypatch, tmp_path, f"{name}.py", "--help")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {name}.py [-h]")
 
 
 @pytest.mark.parametrize(

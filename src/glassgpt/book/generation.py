@@ -28,13 +28,15 @@ def generate(
     Draws come from PyTorch's global generator as in the book, so its seeds give its texts. `top_k` keeps the
     k best tokens of each row, and those equal to the last of them. A row ends at `eos_id` and is filled up
     with it while others continue; when all have ended, the last `eos_id` is left out, as the book does. Raises
-    `ValueError` for a temperature below 0 or a `top_k` below 1.
+    `ValueError` for a temperature or length below 0 and a `top_k` below 1.
     """
     _check_prompt(idx)
     if not temperature >= 0:
         raise ValueError(f"temperature {temperature} must be 0 (greedy) or above")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k {top_k} is below 1: leave it out to keep every token")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens {max_new_tokens} must be at least 0")
     ended = torch.zeros(len(idx), 1, dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
         with torch.no_grad():
