@@ -493,9 +493,9 @@ def test_from_a_text_to_a_model_and_on(glass: Callable[..., Answer], place: Path
     printed, errors = (part.decode() for part in process.communicate(timeout=120))
     assert process.returncode == 0, errors
     assert errors == f"next: glassgpt generate '{out}' \"Once upon a time\"\n"
-    assert re.search(r"^step +5  validation \d\.\d+  \d\.\d+ bits per byte", printed, re.MULTILINE)
+    assert re.search(r"^step +5  epoch +\d+\.\d  validation \d\.\d+  \d\.\d+ bits per byte", printed, re.MULTILINE)
     assert re.search(r"^    The", printed, re.MULTILINE)
-    assert f"saved in {out}" in printed.splitlines()[-1]
+    assert f"{out} holds the best model" in printed.splitlines()[-1]
 
     code, printed, _ = glass("generate", out, "The cat", "--max-new-tokens", 5, "--seed", 1)
     assert (code, printed[:7]) == (0, "The cat")
