@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glassgpt import GPTConfig, GPTModel
+from glassgpt.config import ROLES
 from glassgpt.explain import recorded_attention
 from glassgpt.kv_cache import causal_mask
-from glassgpt.language_model import ROLES
 from glassgpt.model import (
     GELU,
     FeedForward,

@@ -1,11 +1,13 @@
 """The rules of CONTRIBUTING.md that a program can check."""
 
+import argparse
 import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import glassgpt
+from glassgpt import cli
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(glassgpt.__file__).parent
@@ -72,3 +74,31 @@ def test_the_version_is_written_once() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert not re.search(r"^version *=", project.split("[tool.")[0], re.MULTILINE)
     assert 'attr = "glassgpt.__version__"' in project
+
+
+def options_known() -> set[str]:
+    (commands,) = (a.choices for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
+    parsers = [cli.parser(), *commands.values()]
+    return {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
+
+
+def test_no_message_names_an_option_that_does_not_exist() -> None:
+    """Every `--word` in the strings of the commands, and in the pages that tell what to type."""
+    texts = [
+        (name, node.value) for name, node in nodes() if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    texts += [
+        (page.name, line)
+        for page in pages
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if "glassgpt" in line or page.name != "README.md"
+    ]
+    others = {"--reference"}  # of scripts and other programs that the pages name
+    wrong = {
+        f"{name}: {word}"
+        for name, text in texts
+        for word in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)
+        if word not in options_known() | others
+    }
+    assert not wrong, "\n".join(sorted(wrong))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 from glassgpt.options import Options, option
 
 ATTENTION_KINDS = ("sdpa", "explicit")
 GELU_KINDS = ("tanh", "erf")
+
+ROLES = ("embedding", "head", "hidden", "residual", "scale", "bias")
+"""What a parameter is for: token or position vectors, the output head, a matrix inside a block, such a matrix whose
+output is added to the shortcut, the factor of a norm, or a vector that is added."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,13 +29,15 @@ class GPTConfig(Options):
     context_length: int = option(
         1024, "learned positions: the longest sequence the model can read at once", unit="tokens", at_least=1
     )
-    emb_dim: int = option(768, "width of each token's vector, a multiple of the heads", at_least=1)
-    n_heads: int = option(12, "attention heads in each layer", at_least=1)
-    n_layers: int = option(12, "transformer blocks", at_least=1)
-    drop_rate: float = option(0.1, "dropout on embeddings, attention weights and shortcuts", at_least=0, below=1)
+    emb_dim: int = option(768, "width of each token's vector, a multiple of the heads", unit="width", at_least=1)
+    n_heads: int = option(12, "attention heads in each layer", unit="heads", at_least=1)
+    n_layers: int = option(12, "transformer blocks", unit="layers", at_least=1)
+    drop_rate: float = option(
+        0.1, "dropout on embeddings, attention weights and shortcuts", unit="part", at_least=0, below=1, short="dropout"
+    )
     qkv_bias: bool = option(False, "biases in the query, key and value projections")
     tie_embeddings: bool = option(
-        False, "the output head is the token embedding (GPT-2) instead of its own matrix (the book)"
+        False, "the output head is the token embedding (GPT-2) instead of its own matrix (the book)", short="tie"
     )
     sliding_window: int | None = option(
         None, "each position sees itself and the N - 1 tokens before it", unit="tokens", at_least=1, derived="all"
@@ -108,3 +114,27 @@ def preset(name: str) -> GPTConfig:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: use one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def preset_sizes() -> str:
+    """The presets as a line of help: layers x width, context and parameters of each."""
+    return ", ".join(
+        f"{name} {c.n_layers}x{c.emb_dim} context {c.context_length} ({c.n_parameters() / 1e6:,.1f}M parameters)"
+        for name, c in PRESETS.items()
+    )
+
+
+class GPTConfigKeywords(TypedDict, total=False):
+    """The fields of `GPTConfig`, for type checkers and editors; a test keeps the two alike."""
+
+    vocab_size: int
+    context_length: int
+    emb_dim: int
+    n_heads: int
+    n_layers: int
+    drop_rate: float
+    qkv_bias: bool
+    tie_embeddings: bool
+    sliding_window: int | None
+    gelu: str
+    attention: str

@@ -11,10 +11,6 @@ from torch import Tensor, nn
 
 from glassgpt.kv_cache import CachePass, KVCache
 
-ROLES = ("embedding", "head", "hidden", "residual", "scale", "bias")
-"""What a parameter is for: token or position vectors, the output head, a matrix inside a block, such a matrix whose
-output is added to the shortcut, the factor of a norm, or a vector that is added."""
-
 
 class LanguageModel(nn.Module, abc.ABC):
     """Token ids in, scores of the next token out. Training, decoding and explaining need no more than this."""
@@ -40,7 +36,7 @@ class LanguageModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def parameter_roles(self) -> dict[str, str]:
-        """One of `ROLES` for each parameter, by name."""
+        """One of `config.ROLES` for each parameter, by name."""
 
     @property
     def device(self) -> torch.device:

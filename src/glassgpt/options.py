@@ -29,6 +29,8 @@ class Rule:
     below: float | None = None
     derived: str = ""
     """Where the default is None: what is then used, in words."""
+    short: str = ""
+    """Another name on the command line, as people type it."""
 
     def allows(self, value: float) -> bool:
         """Whether a number lies within the bounds."""
@@ -70,7 +72,8 @@ def check(name: str, value: object, kind: Any, rule: Rule | None = None) -> None
         fits = (int in kinds and isinstance(value, int)) or (float in kinds and math.isfinite(value))
         fits = fits and rule.allows(value)
     elif isinstance(value, str):
-        fits = str in kinds and (not rule.choices or value in rule.choices)
+        several = any(typing.get_origin(k) is tuple for k in kinds)  # of which one may be given alone
+        fits = several or (str in kinds and (not rule.choices or value in rule.choices))
     else:
         fits = isinstance(value, Sequence) and any(typing.get_origin(k) is tuple for k in kinds)
     if not fits:
@@ -105,10 +108,16 @@ class Options:
         """An instance from a dict with all or some of the fields; `ValueError` for an unknown one."""
         if not isinstance(values, Mapping):
             raise ValueError(f"{cls.__name__} is made from a dict, not {type(values).__name__}")
-        for key in values:
+        cls.check_fields(values)
+        return cls(**values)
+
+    @classmethod
+    def check_fields(cls, values: Mapping[str, Any]) -> None:
+        """`ValueError` for a field that is unknown or out of range, each seen alone."""
+        for key, value in values.items():
             if key not in cls.rules():
                 raise ValueError(f"unknown {cls.noun} {key!r}: {nearest(key, cls.rules())}")
-        return cls(**values)
+            check(key, value, *cls.rules()[key])
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and values, ready for JSON; `from_dict` reads it back."""

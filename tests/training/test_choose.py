@@ -78,7 +78,9 @@ def test_a_model_that_could_know_its_text_by_heart_is_regularised() -> None:
 
 
 def test_a_tokenizer_that_is_unknown() -> None:
-    with pytest.raises(ValueError, match="^tokenizer 'runes' must be one of bpe, gpt2, char, byte$"):
+    with pytest.raises(
+        ValueError, match="^tokenizer 'runes' must be one of bpe, gpt2, char, byte, or a directory that holds one$"
+    ):
         check_tokenizer("runes")
     check_tokenizer(None)
     check_tokenizer(Tokenizer.bytes_())

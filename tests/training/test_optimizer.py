@@ -19,7 +19,7 @@ def model(**changes: object) -> GPTModel:
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_parameter_is_in_exactly_one_group(kind: str, tied: bool) -> None:
     net = model(tie_embeddings=tied)
-    optimizers = build_optimizers(net, Settings(optimizer=kind))
+    optimizers = build_optimizers(net, Settings(optimizer=kind).resolved(10))
     held = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
     assert sorted(held) == sorted(id(p) for p in net.parameters())
     undecayed = {id(p) for o in optimizers for g in o.param_groups if g["weight_decay"] == 0 for p in g["params"]}
@@ -96,7 +96,7 @@ def test_frozen_parameters_have_no_optimizer() -> None:
     roles = net.parameter_roles()
     for name, p in net.named_parameters():
         p.requires_grad_(roles[name] in ("hidden", "residual"))
-    (muon,) = build_optimizers(net, Settings())
+    (muon,) = build_optimizers(net, Settings().resolved(10))
     assert isinstance(muon, Muon)
     with pytest.raises(ValueError, match="all are frozen"):
-        build_optimizers(net.requires_grad_(False), Settings())
+        build_optimizers(net.requires_grad_(False), Settings().resolved(10))

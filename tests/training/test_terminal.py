@@ -224,7 +224,7 @@ def test_the_end_says_how_to_go_on() -> None:
     ended = "done after 100 steps, 12.5 epochs: best validation loss 3.200 at step 90; runs/mine holds the best model\n"
     assert printed(view) == ended
     view.finish(dataclasses.replace(result(), best_step=0))
-    assert "the best model is the untrained one, so that is what runs/mine holds" in printed(view)
+    assert "the best model is the one that training began with, so that is what runs/mine holds" in printed(view)
     view.finish(result(finished=False, directory="my runs/$x"))
     assert printed(view).splitlines()[-1] == "resume with: glassgpt train --resume --out 'my runs/$x'"
 

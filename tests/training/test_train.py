@@ -14,13 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from glassgpt import GPTConfig, Tokenizer, load_model, train
+from glassgpt import GPTConfig, GPTModel, Tokenizer, load_model, train
+from glassgpt.config import preset
+from glassgpt.data.tokens import TokenFile
 from glassgpt.training import build
+from glassgpt.training.evaluate import evaluate
 from glassgpt.training.log import read_log
+from glassgpt.training.objective import NextTokenLoss
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import TrainingFailedError, TrainResult
 from glassgpt.training.run_directory import RUN_FILE
 from glassgpt.training.state import checkpoints, newest_checkpoint
+from glassgpt.training.step import evaluate_loss
 
 CONFIG = GPTConfig(vocab_size=300, context_length=16, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.2)
 SETTINGS = dict(steps=20, batch_size=4, eval_every=5, eval_batches=2, sample_tokens=0, dtype="float32")
@@ -256,7 +261,7 @@ def test_resume_refuses_what_the_run_was_not(tmp_path: Path, text: Path) -> None
     run(text, out)
     with pytest.raises(ValueError, match=r"learning_rate was 0.004, now 0.1"):
         train(out=out, resume=True, learning_rate=0.1)
-    with pytest.raises(ValueError, match=r"context_length was 16, now 64; emb_dim was 16, now 64"):
+    with pytest.raises(ValueError, match=r"emb_dim was 16, now 64; n_heads was 2, now 4"):
         train(out=out, resume=True, shape="nano")
     with pytest.raises(ValueError, match=r"eval_batches was 2, now 3"):  # losses would not be comparable
         train(out=out, resume=True, eval_batches=3)
@@ -520,3 +525,109 @@ def test_minutes_are_capped_by_what_the_text_can_bear(tmp_path: Path, text: Path
     assert record["config"]["drop_rate"] > 0
     assert any("after which more make it worse" in choice for choice in record["choices"])
     assert any(choice.startswith("shape: nano, for") for choice in record["choices"])
+
+
+def begin(text: Path, out: Path, **options: Any) -> TrainResult:
+    """`run` without a shape of its own."""
+    return train([text], out, **{**SETTINGS, **options})
+
+
+def test_training_goes_on_from_weights(tmp_path: Path, text: Path) -> None:
+    """The first evaluation is that of the source; its tokenizer and its shape come along."""
+    run(text, tmp_path / "first")
+    source, tokenizer = load_model(tmp_path / "first")
+    begin(text, tmp_path / "second", model=tmp_path / "first", eval_batches=1000)
+    first = next(r for r in read_log(tmp_path / "second") if r["kind"] == "evaluation")
+    validation = tmp_path / "validation.txt"
+    tokens = TokenFile.open(tmp_path / "second" / "data" / "validation.npy").tokens
+    validation.write_bytes(tokenizer.decode_bytes(t for t in tokens.tolist() if t != tokenizer.eot_id))
+    whole = evaluate_loss(NextTokenLoss(source), tokens, 4, 10**9)
+    assert first["val_loss"] == pytest.approx(whole, abs=1e-6)
+    # `evaluate` encodes the text itself, so it reads what the run reads but for the ends of texts
+    assert first["val_loss"] == pytest.approx(evaluate(source, tokenizer, [validation]).loss, abs=0.02)
+    assert min(r["val_loss"] for r in read_log(tmp_path / "second") if r["kind"] == "evaluation") < first["val_loss"]
+    record = json.loads((tmp_path / "second" / RUN_FILE).read_text())
+    assert record["source"] == str(tmp_path / "first")
+    assert GPTConfig.from_dict(record["config"]) == CONFIG.replace(vocab_size=257)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_run_from_weights_resumes_bit_for_bit(tmp_path: Path, text: Path, optimizer: str) -> None:
+    run(text, tmp_path / "first")
+    options = dict(model=tmp_path / "first", optimizer=optimizer, freeze=("embedding", "bias"))
+    begin(text, tmp_path / "whole", **options)
+    with pytest.raises(RuntimeError, match="plug"):
+        begin(text, tmp_path / "broken", progress=StopAt(12), **options)
+    shutil.rmtree(tmp_path / "first")  # a run needs its source no more
+    train(out=tmp_path / "broken", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    with pytest.raises(ValueError, match="the weights to begin with are chosen when a run begins"):
+        train(out=tmp_path / "broken", resume=True, model=tmp_path / "whole")
+
+
+def test_a_model_in_memory_is_copied(tmp_path: Path, text: Path) -> None:
+    torch.manual_seed(0)
+    model = GPTModel(CONFIG.replace(vocab_size=257))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    begin(text, tmp_path / "run", model=model, tokenizer=Tokenizer.bytes_(), freeze="head")
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    trained, _ = load_model(tmp_path / "run" / "checkpoints" / "step-00000020")
+    moved = {n for n, t in trained.state_dict().items() if not torch.equal(t, before[n])}
+    assert moved == before.keys() - {"out_head.weight"}, "all but what is frozen"
+
+
+def test_weights_read_in_shorter_blocks_lose_only_positions(tmp_path: Path, text: Path) -> None:
+    torch.manual_seed(0)
+    model = GPTModel(CONFIG.replace(vocab_size=257))
+    begin(text, tmp_path / "run", model=model, tokenizer=Tokenizer.bytes_(), config={"context_length": 5})
+    start, _ = load_model(tmp_path / "run" / "checkpoints" / "step-00000015")
+    assert start.config == model.config.replace(context_length=5)
+    begin(text, tmp_path / "still", model=model, tokenizer=Tokenizer.bytes_(), config={"context_length": 5}, steps=1)
+    first, _ = load_model(tmp_path / "still" / "checkpoints" / "step-00000000")
+    assert torch.equal(first.pos_emb.weight, model.pos_emb.weight[:5])
+    assert torch.equal(first.tok_emb.weight, model.tok_emb.weight)
+
+
+def test_fields_of_the_shape_and_a_tiny_text(tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("only a few words, and then a few more")
+    train([path], tmp_path / "run", config={"n_layers": 1, "emb_dim": 24}, tokenizer="byte", **SETTINGS)
+    config = load_model(tmp_path / "run")[0].config
+    assert (config.n_layers, config.emb_dim, config.context_length) == (1, 24, 32), "blocks fit the text"
+    with pytest.raises(ValueError, match=r"your text is 3\d tokens, but a context length of 40 needs 41"):
+        train([path], tmp_path / "long", config={"context_length": 40}, tokenizer="byte", **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "asked", "size"),
+    [("byte", 300, 300), ("byte", None, 257), ("bpe", 265, 265), ("bpe", 5000, 272), ("char", 64, 64)],
+)
+def test_the_vocabulary_is_as_large_as_asked_for_or_as_the_text_allows_or_as_the_text_allows(
+    tmp_path: Path, text: Path, tokenizer: str, asked: int | None, size: int
+) -> None:
+    config = {"vocab_size": asked} if asked else {}
+    train([text], tmp_path / "run", shape="nano", config=config, tokenizer=tokenizer, **SETTINGS)
+    assert load_model(tmp_path / "run")[0].config.vocab_size == size
+
+
+def test_a_vocabulary_below_the_tokenizers_is_refused(tmp_path: Path, text: Path) -> None:
+    with pytest.raises(ValueError, match="vocab_size 100 is less than the 257 tokens of the tokenizer"):
+        train([text], tmp_path / "run", shape="nano", config={"vocab_size": 100}, tokenizer="byte", **SETTINGS)
+
+
+def test_the_tokenizer_of_another_model(tmp_path: Path, text: Path) -> None:
+    run(text, tmp_path / "first", tokenizer="bpe")
+    run(text, tmp_path / "second", tokenizer=tmp_path / "first")
+    one, two = (Tokenizer.load(tmp_path / name) for name in ("first", "second"))
+    assert one.fingerprint == two.fingerprint
+
+
+def test_a_preset_by_name_is_regularised_and_a_config_is_not(tmp_path: Path, text: Path) -> None:
+    options = dict(tokenizer="byte", **{**SETTINGS, "steps": 200, "batch_size": 32, "eval_every": 200})
+    train([text], tmp_path / "named", shape="nano", **options)
+    assert load_model(tmp_path / "named")[0].config.drop_rate > 0
+    train([text], tmp_path / "exact", shape=preset("nano"), **options)
+    assert load_model(tmp_path / "exact")[0].config.drop_rate == 0
+    train([text], tmp_path / "given", shape="nano", config={"drop_rate": 0.05}, **options)
+    assert load_model(tmp_path / "given")[0].config.drop_rate == 0.05

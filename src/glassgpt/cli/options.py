@@ -1,4 +1,4 @@
-"""From options to arguments: the fields of a class of `Options` as `--field`, and the arguments that commands share."""
+"""From options to arguments: one for each field of a class of `Options`, and the arguments that commands share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class Parser(argparse.ArgumentParser):
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """`error` for arguments that are left over, with the option that was perhaps meant."""
         name = next((word.partition("=")[0] for word in unknown if word.startswith("-")), "")
-        near = difflib.get_close_matches(name.replace("_", "-"), self._option_string_actions, n=1) if name else []
+        known = self._option_string_actions if name else ()
+        near = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.75)
         self.error(f"unrecognized arguments: {' '.join(unknown)}{f'; did you mean {near[0]}?' if near else ''}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -56,29 +57,35 @@ def command(
     return result
 
 
-def add_fields(parser: argparse.ArgumentParser, options: type[Options], **defaults: Any) -> None:
-    """An argument for each field; `defaults` are those that the command line has for itself."""
+def add_fields(
+    parser: argparse._ActionsContainer, options: type[Options], derived: str | None = None, **defaults: Any
+) -> None:
+    """An argument for each field; `defaults` are those that the command line has for itself.
+
+    `derived` is in words where all the others come from when they are not given.
+    """
     given = options()
     for name, (kind, rule) in options.rules().items():
         default = defaults.get(name, getattr(given, name))
         kinds = {kind, *typing.get_args(kind)}
-        flag = f"--{name.replace('_', '-')}"
+        flags = [f"--{word.replace('_', '-')}" for word in (rule.short, name) if word]
         if bool in kinds:
-            parser.add_argument(flag, action="store_true", default=None, help=rule.help)
+            parser.add_argument(*flags, dest=name, action=argparse.BooleanOptionalAction, default=None, help=rule.help)
             continue
         parser.add_argument(
-            flag,
+            *flags,
+            dest=name,
             action="append" if typing.get_origin(kind) is tuple else "store",
             type=int if int in kinds else float if float in kinds else str,
             default=defaults.get(name),
             choices=rule.choices or None,
             metavar=None if rule.choices else rule.unit.upper() or "TEXT",
-            help=_help(rule, default),
+            help=_help(rule, default if derived is None else None, derived),
         )
 
 
-def _help(rule: Rule, default: Any) -> str:
-    shown = default if default not in (None, "", ()) else rule.derived or "none"
+def _help(rule: Rule, default: Any, derived: str | None = None) -> str:
+    shown = default if default not in (None, "", ()) else derived or rule.derived or "none"
     return f"{rule.help} (default: {shown:g})" if isinstance(shown, float) else f"{rule.help} (default: {shown})"
 
 
@@ -86,7 +93,7 @@ def given(arguments: argparse.Namespace, options: type[Options]) -> dict[str, An
     """The fields of `options` that were given on the command line, checked (`ValueError`)."""
     values = {name: getattr(arguments, name, None) for name in options.rules()}
     values = {name: value for name, value in values.items() if value is not None}
-    options.from_dict(values)
+    options.check_fields(values)
     return values
 
 

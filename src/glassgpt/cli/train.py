@@ -7,12 +7,15 @@ import dataclasses
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from glassgpt.cli.console import print_json, run_view
 from glassgpt.cli.options import DONE, FAILED, above_zero, add_fields, add_machine, command, given
-from glassgpt.config import PRESETS
+from glassgpt.config import PRESETS, GPTConfig, preset_sizes
 from glassgpt.training.settings import Settings
+
+if TYPE_CHECKING:
+    from glassgpt.config import GPTConfigKeywords
 
 
 def add_commands(commands: Any) -> None:
@@ -35,15 +38,28 @@ def add_commands(commands: Any) -> None:
     train.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     train.add_argument("--overwrite", action="store_true", help="put a new run in the place of the one in --out")
     train.add_argument(
-        "--shape", choices=PRESETS, help="size of a new model, trained from scratch (default: by the size of the text)"
+        "--from",
+        dest="model",
+        metavar="MODEL",
+        help="begin with these weights and their tokenizer: a model directory or file, or a name to download "
+        "(default: from scratch)",
     )
     train.add_argument(
         "--tokenizer",
-        choices=("bpe", "gpt2", "char", "byte"),
-        help="how text becomes tokens (default: bpe, trained on the text)",
+        metavar="NAME",
+        help="how text becomes tokens: bpe, gpt2, char, byte, or a directory that holds one (default: bpe, trained on "
+        "the text)",
     )
     train.add_argument("--minutes", type=above_zero, help="train about this long, instead of --steps (default: 5)")
-    add_fields(train, Settings)
+    shape = train.add_argument_group("shape of a new model")
+    shape.add_argument(
+        "--shape",
+        choices=PRESETS,
+        metavar="NAME",
+        help=f"a size, trained from scratch: {preset_sizes()} (default: by the text, the machine and the minutes)",
+    )
+    add_fields(shape, GPTConfig, derived="the shape's, or picked")
+    add_fields(train.add_argument_group("how to train"), Settings)
     add_machine(train)
 
 
@@ -62,12 +78,15 @@ def _train(arguments: argparse.Namespace) -> int:
     from glassgpt.training.train import train
 
     settings = given(arguments, Settings)
+    config = cast("GPTConfigKeywords", given(arguments, GPTConfig))
     set_threads(arguments.threads)
     with run_view(arguments.json) as progress:
         result = train(
             arguments.text,
             arguments.out,
             shape=arguments.shape,
+            config=config,
+            model=arguments.model,
             tokenizer=arguments.tokenizer,
             minutes=arguments.minutes,
             resume=arguments.resume,

@@ -12,6 +12,7 @@ from glassgpt.model import GPTModel
 from glassgpt.training.objective import NextTokenLoss
 from glassgpt.training.optimizer import build_optimizers
 from glassgpt.training.settings import Settings
+from glassgpt.weights.families.state import build_model
 
 
 @dataclasses.dataclass
@@ -27,14 +28,28 @@ class Trainee:
     optimizers: list[torch.optim.Optimizer]
 
 
-def build(config: GPTConfig, settings: Settings, device: torch.device) -> Trainee:
-    """A model that has learned nothing, ready for step 0."""
-    return ready(initial_model(config, settings.seed).to(device), settings)
+def build(config: GPTConfig, settings: Settings, device: torch.device, start: GPTModel | None = None) -> Trainee:
+    """A model ready for step 0: one that has learned nothing, or a copy of `start` under `config`."""
+    model = initial_model(config, settings.seed) if start is None else with_config(start, config)
+    return ready(model.to(device), settings)
 
 
 def ready(model: GPTModel, settings: Settings) -> Trainee:
-    """A model with weights, from wherever they are, in `train` mode and with new optimizers."""
+    """A model with weights, from wherever they are, in `train` mode and with new optimizers.
+
+    Parameters whose role is in `settings.freeze` keep their values: they get neither gradient nor optimizer.
+    """
+    roles = model.parameter_roles()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(roles[name] not in settings.freeze)
     return Trainee(model.train(), NextTokenLoss(model), build_optimizers(model, settings))
+
+
+def with_config(model: GPTModel, config: GPTConfig) -> GPTModel:
+    """A float32 copy of a model under a config that may have fewer positions, another dropout or attention."""
+    state = {name: tensor.detach().to(torch.float32, copy=True) for name, tensor in model.state_dict().items()}
+    state["pos_emb.weight"] = state["pos_emb.weight"][: config.context_length].clone()
+    return build_model(config, state)
 
 
 def initial_model(config: GPTConfig, seed: int) -> GPTModel:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from glassgpt.config import GPTConfig
 from glassgpt.data.corpus import Document
-from glassgpt.options import Rule, check
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.progress import Progress
 
@@ -16,20 +18,28 @@ MAX_BPE_BYTES = 2**26
 """Text that a BPE is trained on: more changes next to nothing in its merges, and takes minutes and much memory."""
 
 
-def check_tokenizer(name: Tokenizer | str | None) -> None:
-    """`ValueError` for a name that is unknown."""
-    if isinstance(name, str):
-        check("tokenizer", name, str, Rule(help="", choices=TOKENIZERS))
+def check_tokenizer(tokenizer: Tokenizer | str | Path | None) -> None:
+    """`ValueError` for a name that is neither one of `TOKENIZERS` nor something on the disk."""
+    if isinstance(tokenizer, (str, Path)) and tokenizer not in TOKENIZERS and not Path(tokenizer).exists():
+        raise ValueError(
+            f"tokenizer {str(tokenizer)!r} must be one of {', '.join(TOKENIZERS)}, or a directory that holds one"
+        )
 
 
 def choose_tokenizer(
-    name: str | None,
+    name: str | Path | None,
     train: Sequence[Document],
     validation: Sequence[Document],
     choices: list[str],
     progress: Progress,
+    vocab_size: int | None = None,
 ) -> Tokenizer:
-    """The tokenizer called `name`; None is a BPE trained on the training part, or on `MAX_BPE_BYTES` spread over it."""
+    """The tokenizer called `name`, or the one in a directory; None is a BPE of `vocab_size` tokens or of a size picked.
+
+    The BPE is trained on the training part, or on `MAX_BPE_BYTES` spread over it.
+    """
+    if name is not None and name not in TOKENIZERS:
+        return Tokenizer.load(name)
     if name == "gpt2":
         return Tokenizer.gpt2()
     if name == "byte":
@@ -43,7 +53,7 @@ def choose_tokenizer(
         return Tokenizer.characters(texts([*train, *validation]))
     n_bytes = sum(document.n_bytes for document in (*train, *validation))
     # about one token of vocabulary for each 2 kB of text, in powers of two
-    size = min(16384, max(512, 2 ** round(math.log2(max(n_bytes, 1) / 2000))))
+    size = vocab_size or min(16384, max(512, 2 ** round(math.log2(max(n_bytes, 1) / 2000))))
     share = min(1.0, MAX_BPE_BYTES / sum(document.n_bytes for document in train))
     part = "the training part" if share == 1 else f"{share:.0%} of the training part, spread evenly"
     progress.message(f"training a tokenizer on {part}")
@@ -62,8 +72,20 @@ def shapes_for(n_bytes: int) -> list[str]:
     return names[: fitting + 1][::-1]
 
 
-def choose_epochs(parameters_per_token: float) -> int:
+def changed(config: GPTConfig, changes: Mapping[str, Any]) -> GPTConfig:
+    """A shape with some fields changed; where only the width is, with the nearest number of heads that divides it."""
+    width = changes.get("emb_dim")
+    if width and "n_heads" not in changes:
+        wanted = width / config.head_dim
+        heads = min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(n - wanted))
+        changes = {**changes, "n_heads": heads}
+    return config.replace(**changes)
+
+
+def choose_epochs(parameters_per_token: float, *, from_weights: bool = False) -> int:
     """Passes over the training part after which more of them make a model worse; measured in docs/small_texts.md."""
+    if from_weights:
+        return 8
     return 36 if parameters_per_token >= 40 else 24
 
 

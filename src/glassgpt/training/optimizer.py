@@ -85,6 +85,7 @@ def build_optimizers(model: LanguageModel, settings: Settings) -> list[torch.opt
     Each group keeps its peak rate as `peak_lr`, which the schedule multiplies. Weight decay applies to matrices and not
     to scales and biases.
     """
+    assert settings.learning_rate and settings.muon_learning_rate, "settings must have their rates"
     roles = model.parameter_roles()
     by_role: dict[str, list[Tensor]] = defaultdict(list)
     for name, p in model.named_parameters():

@@ -6,25 +6,25 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from glassgpt.config import GPTConfig, preset
+from glassgpt.config import GPTConfig
 from glassgpt.data.baselines import Baselines, corpus_baselines
 from glassgpt.data.corpus import default_corpus, read_corpus, split_documents
 from glassgpt.data.loader import BatchLoader
 from glassgpt.data.tokens import TokenFile, write_tokens
-from glassgpt.device import check_dtype, pick_dtype
+from glassgpt.device import pick_dtype
 from glassgpt.files import write_text
 from glassgpt.json_file import read_json
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.training.choose import check_tokenizer, choose_dropout, choose_epochs, choose_tokenizer, shapes_for
+from glassgpt.training.choose import choose_dropout, choose_epochs, choose_tokenizer
 from glassgpt.training.measure import measure_speed, settings_for
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared
+from glassgpt.training.request import Request, Start
 from glassgpt.training.run_directory import MAX_RUN_BYTES, RUN_FILE
 from glassgpt.training.settings import Settings
 from glassgpt.training.state import checkpoints
@@ -38,38 +38,15 @@ _ENOUGH_STEPS = 400  # fewer teach a larger model less than a smaller one learns
 _CHANGEABLE = {"steps", "eval_every", "patience", "sample_prompt", "sample_tokens"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What `train` was asked for, as it was given; None is for what it picks itself."""
-
-    texts: Sequence[str | Path]
-    shape: GPTConfig | str | None
-    tokenizer: Tokenizer | str | None
-    minutes: float | None
-    settings: Mapping[str, Any]
-
-    def checked(self, device: torch.device) -> Settings:
-        """The settings, once everything that needs no text has been checked (`ValueError`)."""
-        settings = Settings.from_dict(self.settings)
-        check_dtype(settings.dtype, device)
-        check_tokenizer(self.tokenizer)
-        if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise ValueError(f"minutes {self.minutes} must be above 0")
-        if self.minutes is not None and settings.steps is not None:
-            raise ValueError("minutes and steps exclude each other: give one of them")
-        return settings
-
-    def config(self) -> GPTConfig | None:
-        """The shape that was asked for."""
-        return preset(self.shape) if isinstance(self.shape, str) else self.shape
-
-
-def prepare(request: Request, out: Path, run: Path, device: torch.device, progress: Progress) -> Prepared:
+def prepare(
+    request: Request, start: Start | None, out: Path, run: Path, device: torch.device, progress: Progress
+) -> Prepared:
     """Read and encode the text into the new directory `run`, pick what was not given, and write `run.json`.
 
-    `out` is where the run will be: no text may lie there. Raises `ValueError` and `FileNotFoundError`.
+    `start` are the weights to begin with. `out` is where the run will be: no text may lie there. Raises `ValueError`
+    and `FileNotFoundError`.
     """
-    settings, config = request.checked(device), request.config()
+    settings = request.checked(device)
     choices: list[str] = []
     for text in request.texts:
         if Path(text).resolve().is_relative_to(out.resolve()):
@@ -81,31 +58,34 @@ def prepare(request: Request, out: Path, run: Path, device: torch.device, progre
     if not (train_part and validation_part):
         raise ValueError(f"your text is {n_bytes} bytes, too short to keep a tenth of it for validation: add text")
     choices.append(f"text: {n_bytes:,} bytes in {len(documents):,} documents, every tenth byte for validation")
-    tokenizer = request.tokenizer
+    tokenizer = start.tokenizer if start else request.tokenizer
     if not isinstance(tokenizer, Tokenizer):
-        tokenizer = choose_tokenizer(tokenizer, train_part, validation_part, choices, progress)
+        vocab_size = request.config.get("vocab_size")
+        tokenizer = choose_tokenizer(tokenizer, train_part, validation_part, choices, progress, vocab_size)
     check_sample(tokenizer, settings)
-    names = [] if config else shapes_for(n_bytes)
-    config = (config or preset(names[0])).replace(vocab_size=tokenizer.n_vocab)
 
     (run / "data").mkdir(parents=True)
     train, validation = (
         write_tokens(part, tokenizer, run / "data" / f"{name}.npy", progress=progress.encoding)
         for name, part in (("train", train_part), ("validation", validation_part))
     )
+    shapes = _fitting(request, request.shapes(n_bytes, start), tokenizer, train.n_tokens)
+    config = shapes[0][1]
     BatchLoader(  # raises for a text shorter than one block
         train.tokens, batch_size=settings.batch_size, context_length=config.context_length, seed=settings.seed
     )
-    baselines = corpus_baselines(train.tokens, validation.tokens, config.vocab_size)
+    baselines = corpus_baselines(train.tokens, validation.tokens, tokenizer.n_vocab)
     dtype, reason = pick_dtype(settings.dtype, device, config.emb_dim)
     settings = dataclasses.replace(settings, dtype=dtype)  # so a resume elsewhere computes the same
     choices.append(f"numbers: {dtype} ({reason})")
-    prepared = _with_steps(
-        Prepared(config, settings, tokenizer, train, validation, baselines, choices), names, request.minutes, device
+    prepared = Prepared(
+        config, settings, tokenizer, train, validation, baselines, choices, source=start.name if start else None
     )
+    prepared = _with_steps(prepared, shapes, request, device)
     config = prepared.config
     choices.append(
-        f"model: {config.n_parameters():,} parameters, {config.n_layers} layers x {config.emb_dim} wide, "
+        f"model: {f'begins with the weights of {start.name}' if start else 'from scratch'}, "
+        f"{config.n_parameters():,} parameters, {config.n_layers} layers x {config.emb_dim} wide, "
         f"{config.n_heads} heads, context {config.context_length} tokens"
     )
     tokenizer.save(run)
@@ -113,38 +93,62 @@ def prepare(request: Request, out: Path, run: Path, device: torch.device, progre
     return prepared
 
 
-def _with_steps(prepared: Prepared, names: list[str], minutes: float | None, device: torch.device) -> Prepared:
-    """With a number of steps; where the shape was not given, with the largest of `names` that learns in the time."""
-    choices, n_bytes = prepared.choices, prepared.train.n_bytes + prepared.validation.n_bytes
+def _fitting(
+    request: Request, shapes: list[tuple[str, GPTConfig]], tokenizer: Tokenizer, n_tokens: int
+) -> list[tuple[str, GPTConfig]]:
+    """The shapes with the size of the vocabulary; of those that were picked, none longer than a tiny text."""
+    size = request.config.get("vocab_size", tokenizer.n_vocab)
+    if request.model is not None:
+        size = shapes[0][1].vocab_size
+    elif request.tokenizer in (None, "bpe"):
+        size = tokenizer.n_vocab  # a BPE is as large as its text allows, and not larger than was asked for
+    if size < tokenizer.n_vocab:
+        raise ValueError(f"vocab_size {size} is less than the {tokenizer.n_vocab} tokens of the tokenizer")
+    fitting = []
+    for name, config in shapes:
+        if name and "context_length" not in request.config and 1 < n_tokens <= config.context_length:
+            config = config.replace(context_length=2 ** ((n_tokens - 1).bit_length() - 1))
+        fitting.append((name, config.replace(vocab_size=size)))
+    return fitting
+
+
+def _with_steps(
+    prepared: Prepared, shapes: list[tuple[str, GPTConfig]], request: Request, device: torch.device
+) -> Prepared:
+    """With a number of steps, and with the first of `shapes` that gets enough of them in the time."""
+    choices, minutes = prepared.choices, request.minutes
+    n_bytes = prepared.train.n_bytes + prepared.validation.n_bytes
     if prepared.settings.steps is None and minutes is None:
         minutes = DEFAULT_MINUTES
         choices.append(f"time: {minutes:g} minutes, the default")
     choice = ""
-    for name in names or [""]:
-        config = preset(name).replace(vocab_size=prepared.config.vocab_size) if name else prepared.config
-        candidate = dataclasses.replace(prepared, config=config)
+    for shape in shapes:
+        candidate = dataclasses.replace(prepared, config=shape[1])
         settings = candidate.settings
         if minutes is None:
             assert settings.steps is not None
             settings = settings.resolved(settings.steps)
             break
-        most = math.ceil(choose_epochs(candidate.parameters_per_token()) / candidate.epochs(1))
+        epochs = choose_epochs(candidate.parameters_per_token(), from_weights=prepared.source is not None)
+        most = math.ceil(epochs / candidate.epochs(1))
         speed = measure_speed(candidate, settings, device, min(2.0, 0.05 * minutes * 60))
-        settings, choice = settings_for(minutes * 60, speed, settings, config.n_parameters(), most)
+        settings, choice = settings_for(minutes * 60, speed, settings, candidate.config.n_parameters(), most)
         if settings.steps is not None and settings.steps >= min(most, _ENOUGH_STEPS):
             break
     assert settings.steps is not None
-    epochs = candidate.epochs(settings.steps)
-    if name:
+    name = shape[0]
+    epochs_read = candidate.epochs(settings.steps)
+    if name and request.shape is None:
         choices.append(
             f"shape: {name}, for {n_bytes:,} bytes of text" + (f" and {minutes:g} minutes" if minutes else "")
         )
-        dropout = choose_dropout(candidate.parameters_per_token(), epochs)
+    if name and "drop_rate" not in request.config:
+        dropout = choose_dropout(candidate.parameters_per_token(), epochs_read)
         candidate = dataclasses.replace(candidate, config=candidate.config.replace(drop_rate=dropout))
         choices.append(f"dropout: {dropout:g}, for {candidate.parameters_per_token():.2g} parameters per token")
     if choice:
         choices.append(choice)
-    choices.append(f"the text is read {epochs:.1f} times (epochs)")
+    choices.append(f"the text is read {epochs_read:.1f} times (epochs)")
     return dataclasses.replace(candidate, settings=settings)
 
 
@@ -162,6 +166,7 @@ def write_run_file(run: Path, prepared: Prepared, texts: Sequence[str | Path]) -
         "settings": prepared.settings.to_dict(),
         "baselines": dataclasses.asdict(prepared.baselines),
         "choices": prepared.choices,
+        "source": prepared.source,
         "texts": [str(text) for text in texts],
         "data": {"train": prepared.train.fingerprint, "validation": prepared.validation.fingerprint},
         "threads": torch.get_num_threads(),
@@ -209,13 +214,13 @@ def reopen(out: Path, request: Request) -> tuple[Prepared, int | None]:
         )
     if changed:  # the next resume needs no reminder
         write_text(out / RUN_FILE, json.dumps(record | {"settings": settings.to_dict()}, indent=2) + "\n")
-    return Prepared(config, settings, tokenizer, train, validation, baselines, choices), threads
+    source = record.get("source")
+    return Prepared(config, settings, tokenizer, train, validation, baselines, choices, source), threads
 
 
 def _differences(request: Request, config: GPTConfig, settings: Settings, texts: list[str]) -> list[str]:
     """What was asked for now that contradicts what the run began with, in words."""
-    asked = Settings.from_dict(request.settings).to_dict()
-    recorded = settings.to_dict()
+    asked, recorded = dataclasses.asdict(Settings.from_dict(request.settings)), dataclasses.asdict(settings)
     differences = [
         f"{name} was {recorded[name]!r}, now {asked[name]!r}"
         for name in request.settings
@@ -223,14 +228,18 @@ def _differences(request: Request, config: GPTConfig, settings: Settings, texts:
     ]
     if request.texts and [str(text) for text in request.texts] != texts:
         differences.append(f"the text was {' '.join(texts) or 'the default corpus'}")
-    shape = request.config()
-    if shape is not None:
-        shape = shape.replace(vocab_size=config.vocab_size)
-        differences += [
-            f"{name} was {value!r}, now {shape.to_dict()[name]!r}"
-            for name, value in config.to_dict().items()
-            if shape.to_dict()[name] != value
-        ]
+    shape = dict(request.config)
+    if request.shape is not None:
+        shape = request.shapes(0)[0][1].to_dict() | {"vocab_size": config.vocab_size} | shape
+        if isinstance(request.shape, str):  # a preset leaves these two to be picked
+            shape |= {key: getattr(config, key) for key in ("drop_rate", "context_length") if key not in request.config}
+    differences += [
+        f"{name} was {value!r}, now {shape[name]!r}"
+        for name, value in config.to_dict().items()
+        if name in shape and shape[name] != value
+    ]
+    if request.model is not None:
+        differences.append("the weights to begin with are chosen when a run begins")
     if request.tokenizer is not None:
         differences.append("the tokenizer is chosen when a run begins")
     if request.minutes is not None:

@@ -26,6 +26,8 @@ class Prepared:
     baselines: Baselines
     choices: list[str]
     """What was picked and why, one line each, to be shown."""
+    source: str | None = None
+    """Where the weights came from that the run began with; None: from scratch."""
 
     def epochs(self, steps: int) -> float:
         """How often `steps` read the training part."""

@@ -5,12 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Self, TypedDict
 
-from glassgpt.options import Options, option
+from glassgpt.config import ROLES
+from glassgpt.options import Options, nearest, option
 
 OPTIMIZERS = ("muon", "adamw")
 DTYPE_NAMES = ("auto", "float32", "bfloat16")
 KEEP = ("best", "last")
 DEFAULT_EVAL_BATCHES = 20
+
+LEARNING_RATE, MUON_LEARNING_RATE = 4e-3, 0.02
+"""Of a model from scratch; docs/fine_tuning.md has what was measured for one that begins with weights."""
+_FROM_WEIGHTS = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +36,25 @@ class Settings(Options):
         "muon: Muon for the matrices in the blocks, AdamW for the rest; adamw: AdamW for all",
         choices=OPTIMIZERS,
     )
-    learning_rate: float = option(4e-3, "peak learning rate of AdamW", unit="rate", above=0)
-    muon_learning_rate: float = option(0.02, "peak learning rate of Muon", unit="rate", above=0)
+    learning_rate: float | None = option(
+        None,
+        "peak learning rate of AdamW",
+        unit="rate",
+        above=0,
+        derived=f"{LEARNING_RATE:g}, from weights {LEARNING_RATE / _FROM_WEIGHTS:g}",
+    )
+    muon_learning_rate: float | None = option(
+        None,
+        "peak learning rate of Muon",
+        unit="rate",
+        above=0,
+        derived=f"{MUON_LEARNING_RATE:g}, from weights {MUON_LEARNING_RATE / _FROM_WEIGHTS:g}",
+    )
+    freeze: tuple[str, ...] = option(
+        (),
+        f"parameters of this role stay as they are, may be given more than once: {', '.join(ROLES)}",
+        unit="role",
+    )
     weight_decay: float = option(0.1, "decay of matrices, times the learning rate", unit="factor", at_least=0)
     warmup_steps: int | None = option(
         None,
@@ -88,9 +110,14 @@ class Settings(Options):
     sample_tokens: int = option(60, "length of those samples; 0 shows none", unit="tokens", at_least=0)
 
     def __post_init__(self) -> None:
+        freeze = [self.freeze] if isinstance(self.freeze, str) else self.freeze
+        object.__setattr__(self, "freeze", tuple(freeze))  # JSON and the command line give lists
         super().__post_init__()
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        for role in self.freeze:
+            if role not in ROLES:
+                raise ValueError(f"freeze {role!r} is not a role of parameters: {nearest(role, ROLES)}")
 
     @property
     def rows_at_once(self) -> int:
@@ -103,10 +130,19 @@ class Settings(Options):
         assert self.eval_batches is not None, "settings must be resolved first"
         return self.eval_batches * self.batch_size
 
-    def resolved(self, steps: int) -> Self:
-        """For a run of `steps`: what was left to be derived is filled in."""
+    def with_rates(self, *, from_weights: bool) -> Self:
+        """With the learning rates that were left to be derived: lower ones for a run that begins with weights."""
+        part = 1 / _FROM_WEIGHTS if from_weights else 1
         return dataclasses.replace(
             self,
+            learning_rate=self.learning_rate or LEARNING_RATE * part,
+            muon_learning_rate=self.muon_learning_rate or MUON_LEARNING_RATE * part,
+        )
+
+    def resolved(self, steps: int) -> Self:
+        """For a run of `steps`: what was left to be derived is filled in; the rates are those of a new model."""
+        return dataclasses.replace(
+            self.with_rates(from_weights=False),
             steps=steps,
             warmup_steps=min(100, max(1, steps // 20)) if self.warmup_steps is None else self.warmup_steps,
             eval_every=max(1, -(-steps // 8)) if self.eval_every is None else self.eval_every,
@@ -122,8 +158,9 @@ class SettingsKeywords(TypedDict, total=False):
     batch_size: int
     micro_batch_size: int | None
     optimizer: str
-    learning_rate: float
-    muon_learning_rate: float
+    learning_rate: float | None
+    muon_learning_rate: float | None
+    freeze: tuple[str, ...]
     weight_decay: float
     warmup_steps: int | None
     final_rate: float

@@ -142,8 +142,8 @@ class Lines(Progress):
         )
         if result.best_step == 0 < result.steps and result.keep == "best":
             self.message(
-                f"the best model is the untrained one, so that is what {result.directory} holds: add text, train with "
-                "a lower learning rate, or keep the last model"
+                f"the best model is the one that training began with, so that is what {result.directory} holds: add "
+                "text, train with a lower learning rate, or keep the last model"
             )
         if not result.finished:
             self.message(f"resume with: glassgpt train --resume --out {shlex.quote(str(result.directory))}")

@@ -18,16 +18,18 @@ from typing import Any, Unpack
 
 import torch
 
-from glassgpt.config import GPTConfig
+from glassgpt.config import GPTConfig, GPTConfigKeywords
 from glassgpt.data.loader import BatchLoader
 from glassgpt.data.tokens import TokenFile
 from glassgpt.device import DTYPES, available_cores, pick_device, set_threads
 from glassgpt.language_model import seeded
+from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.build import Trainee, build
-from glassgpt.training.prepare import Request, prepare, reopen
+from glassgpt.training.prepare import prepare, reopen
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared, RunState, TrainingFailedError, TrainResult
+from glassgpt.training.request import Request
 from glassgpt.training.run_directory import NEXT, check_new, discard_next, locked, promote, recover
 from glassgpt.training.settings import Settings, SettingsKeywords
 from glassgpt.training.state import newest_checkpoint, restore
@@ -45,7 +47,9 @@ def train(
     out: str | Path = "runs/model",
     *,
     shape: GPTConfig | str | None = None,
-    tokenizer: Tokenizer | str | None = None,
+    config: GPTConfigKeywords | None = None,
+    model: GPTModel | str | Path | None = None,
+    tokenizer: Tokenizer | str | Path | None = None,
     minutes: float | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -56,8 +60,15 @@ def train(
 ) -> TrainResult:
     """Train a GPT on text files or folders (none: Python's own manual) and write it to the directory `out`.
 
-    `shape` is a config, a preset's name, or None: picked from the text's size; so is `tokenizer`, one of "gpt2", "bpe",
-    "char", "byte" or a `Tokenizer`. `settings` are the fields of `Settings`; `minutes` sets `steps` from a short
+    Without `model` the model is new. Its `shape` is a `GPTConfig`, a preset's name, or None: picked from the text's
+    size and the time; `config` has the fields of it that shall be otherwise, such as `{"n_layers": 3}`. `tokenizer` is
+    one of "gpt2", "bpe", "char" and "byte", a directory, or a `Tokenizer`; None is a BPE trained on the text.
+
+    With `model`, a `GPTModel` or what `load_model` takes, training goes on from its weights, which are copied, with its
+    own tokenizer (give it for a `GPTModel`), a tenth of the learning rate, and of `config` only `context_length`,
+    which may be shorter, `drop_rate` and `attention`.
+
+    `settings` are the fields of `Settings`; `minutes` sets `steps` from a short
     measurement instead. With `resume` the run in `out` continues from its last checkpoint, with the settings and the
     number of CPU `threads` that it began with. `overwrite` puts a new run in the place of an older one, once its first
     checkpoint is saved.
@@ -67,7 +78,7 @@ def train(
     `TrainingFailedError` when the loss stays non-finite.
     """
     progress, out, where = progress or Progress(), Path(out), pick_device(device)
-    request = Request(texts, shape, tokenizer, minutes, settings)
+    request = Request(texts, shape, dict(config or {}), model, tokenizer, minutes, settings)
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other: continue the run, or begin a new one")
     request.checked(where)
@@ -88,8 +99,9 @@ def train(
 def _begin(out: Path, request: Request, device: torch.device, progress: Progress) -> tuple[Prepared, Trainee, RunState]:
     """A new run, up to its first checkpoint: only then does it take its place in `out`."""
     try:
-        prepared = prepare(request, out, out / NEXT, device, progress)
-        trainee = build(prepared.config, prepared.settings, device)
+        start = request.start()
+        prepared = prepare(request, start, out, out / NEXT, device, progress)
+        trainee = build(prepared.config, prepared.settings, device, start.model if start else None)
         progress.start(prepared, 0)
         state = RunWriter(out / NEXT, prepared, progress).measure_and_save(trainee, RunState(), epoch=0)
         for part in (prepared.train, prepared.validation):

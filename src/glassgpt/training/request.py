@@ -1,0 +1,102 @@
+"""What `train` was asked for: checked before anything is read, and the weights it begins with."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glassgpt.checkpoint import load_model
+from glassgpt.config import GPTConfig, preset
+from glassgpt.device import check_dtype
+from glassgpt.model import GPTModel
+from glassgpt.tokenizer import Tokenizer
+from glassgpt.training.choose import TOKENIZERS, changed, check_tokenizer, shapes_for
+from glassgpt.training.settings import Settings
+
+_FREE = ("context_length", "drop_rate", "attention")  # what weights leave open
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Weights that a run begins with, and the tokenizer that they were trained with."""
+
+    name: str
+    """Where they come from, in words."""
+    model: GPTModel
+    tokenizer: Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What `train` was asked for, as it was given; None is for what it picks itself."""
+
+    texts: Sequence[str | Path]
+    shape: GPTConfig | str | None
+    config: Mapping[str, Any]
+    model: GPTModel | str | Path | None
+    tokenizer: Tokenizer | str | Path | None
+    minutes: float | None
+    settings: Mapping[str, Any]
+
+    def checked(self, device: torch.device) -> Settings:
+        """The settings, once everything that needs neither text nor weights has been checked (`ValueError`)."""
+        settings = Settings.from_dict(self.settings)
+        check_dtype(settings.dtype, device)
+        check_tokenizer(self.tokenizer)
+        GPTConfig.check_fields(self.config)
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise ValueError(f"minutes {self.minutes} must be above 0")
+        if self.minutes is not None and settings.steps is not None:
+            raise ValueError("minutes and steps exclude each other: give one of them")
+        if self.model is not None:
+            self._check_model()
+        elif self.shape is not None:
+            self.shapes(0)
+        return settings.with_rates(from_weights=self.model is not None)
+
+    def _check_model(self) -> None:
+        if self.shape is not None:
+            raise ValueError("shape and model exclude each other: weights have their shape")
+        for key, value in self.config.items():
+            if key not in _FREE:
+                raise ValueError(
+                    f"{key} {value!r}: the weights that the run begins with decide it; free are {', '.join(_FREE)}"
+                )
+        if self.tokenizer in TOKENIZERS:
+            raise ValueError(
+                f"tokenizer {self.tokenizer!r}: a model keeps the tokenizer that it was trained with; leave it out"
+            )
+        if isinstance(self.model, GPTModel) and not isinstance(self.tokenizer, Tokenizer):
+            raise ValueError("a model in memory comes without a tokenizer: give the one it was trained with")
+
+    def start(self) -> Start | None:
+        """The weights to begin with, on the CPU; None for a model from scratch. Raises what `load_model` raises."""
+        if self.model is None:
+            return None
+        if isinstance(self.model, GPTModel):
+            assert isinstance(self.tokenizer, Tokenizer)
+            return Start("a model in memory", self.model, self.tokenizer)
+        return Start(str(self.model), *load_model(self.model, tokenizer=self.tokenizer))
+
+    def shapes(self, n_bytes: int, start: Start | None = None) -> list[tuple[str, GPTConfig]]:
+        """The shapes to choose from for a text of `n_bytes`, the best first: a preset's name, or "", and its config.
+
+        `ValueError` for what cannot work. The vocabulary's size is still to be filled in.
+        """
+        if start is not None:
+            config, length = start.model.config, self.config.get("context_length", 0)
+            if length > config.context_length:
+                raise ValueError(
+                    f"context_length {length} is more than the {config.context_length} positions of {start.name}: "
+                    "use as many or fewer"
+                )
+            return [("", config.replace(**self.config))]
+        if isinstance(self.shape, GPTConfig):
+            return [("", changed(self.shape, self.config))]
+        names = shapes_for(n_bytes) if self.shape is None else [self.shape]
+        return [(name, changed(preset(name), self.config)) for name in names]
