@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick check format docs clean
+.PHONY: demo notebook test quick check format docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/glassgpt demo
+
+notebook: $(VENV)/.installed-notebook
+	$(BIN)/jupyter lab src/attention_implementation.ipynb
 
 test: check
 	$(BIN)/python -m pytest
@@ -35,6 +38,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+$(VENV)/.installed-notebook: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebook]"
 	touch $@
 
 clean:

@@ -204,3 +204,9 @@ def test_one_layer_or_one_head_can_be_picked(tmp_path: Path) -> None:
 def test_labels_are_plain_text_and_no_formulas(tmp_path: Path, label: str) -> None:
     """Matplotlib reads what stands between dollar signs as mathematics, and GPT-2 has a token "$$"."""
     assert saved(plot_attention(random_maps(1, 1, 2), [label, label]), tmp_path / "maps.png")
+
+
+def test_a_users_style_does_not_disturb_the_maps(tmp_path: Path) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    with matplotlib.rc_context({"figure.constrained_layout.use": True}):
+        assert saved(plot_attention(random_maps(1, 2, 5), list("abcde")), tmp_path / "maps.png")  # warnings are errors

@@ -92,7 +92,7 @@ def trace(model: LanguageModel, tokenizer: Tokenizer, text: str, k: int = 5) -> 
 
 
 _DPI = 110
-_LABEL = 0.11  # inches that a label needs across its text
+_LABEL = 0.14  # inches that a label needs across its text
 _PANEL = 1.9  # inches at least, of one map
 _PAGE = 60.0  # inches at most, of all maps side by side: more makes a picture of gigabytes
 
@@ -113,22 +113,23 @@ def plot_attention(maps: Tensor, labels: Sequence[str], layer: int | None = None
     panel = min(max(_PANEL, _LABEL * n_tokens), _PAGE / max(len(layers), len(heads)))
     every = math.ceil(_LABEL * n_tokens / panel)
     places = range(0, n_tokens, every)
-    margin = 0.15 + 0.065 * max(map(len, shown[::every]))  # inches, for the labels at the left and below
+    margin = 0.15 + 0.085 * max(map(len, shown[::every]))  # inches, for the labels at the left and below
     column, row = panel + margin + 0.1, panel + margin + 0.3
     width, height = column * len(heads) + 0.3, row * len(layers) + 0.3
     figure = Figure(figsize=(width, height), dpi=_DPI)
+    figure.set_layout_engine("none")  # every place is computed here, whatever the user's style says
     FigureCanvasAgg(figure)
     for i, layer in enumerate(layers):
         for j, head in enumerate(heads):
             left, bottom = 0.3 + j * column + margin, height - (i + 1) * row + margin
             axes = figure.add_axes((left / width, bottom / height, panel / width, panel / height))
             axes.imshow(maps[layer, head].cpu().float().numpy(), cmap="Blues", vmin=0, vmax=1)
-            axes.set_title(f"layer {layer} head {head}", fontsize=7)
+            axes.set_title(f"layer {layer} head {head}", fontsize=9)
             ticks = [shown[place] for place in places]
-            axes.set_xticks(places, ticks, rotation=90, fontsize=6, parse_math=False)
-            axes.set_yticks(places, ticks, fontsize=6, parse_math=False)
-    figure.supxlabel("looked at", fontsize=8, y=0.05 / height)
-    figure.supylabel("looking", fontsize=8, x=0.05 / width)
+            axes.set_xticks(places, ticks, rotation=90, fontsize=8, parse_math=False)
+            axes.set_yticks(places, ticks, fontsize=8, parse_math=False)
+    figure.supxlabel("looked at", fontsize=9, y=0.05 / height)
+    figure.supylabel("looking", fontsize=9, x=0.05 / width)
     return figure
 
 
