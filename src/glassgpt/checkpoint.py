@@ -16,7 +16,9 @@ from glassgpt.tokenizer import Tokenizer
 from glassgpt.weights.download.resolve import resolve_model
 from glassgpt.weights.families.gpt2_names import to_gpt2_names
 from glassgpt.weights.families.huggingface import to_config_json
-from glassgpt.weights.read import read_model
+from glassgpt.weights.families.nanogpt import META, missing_meta, read_meta
+from glassgpt.weights.formats import Found
+from glassgpt.weights.read import recognise
 
 MODEL_FILES = (
     "config.json",
@@ -26,6 +28,8 @@ MODEL_FILES = (
     "tokenizer_config.json",
 )
 """What `save_model` writes."""
+
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "encoder.json")
 
 
 def save_model(model: GPTModel, tokenizer: Tokenizer, directory: str | Path) -> None:
@@ -100,28 +104,45 @@ def load_model(
 
     `model` is a directory or file in any format that `weights.read` knows, or a name to download: "gpt2" and its
     sisters, or "owner/name" on Hugging Face (see `weights.download.resolve.resolve_model`, which `weights_dir` goes
-    to). `tokenizer`, or the directory of one, is for files that come without. `dtype` None keeps the file's own;
-    `n_heads` is for the book's files. Raises `FileNotFoundError`, `ValueError` or `DownloadError`, in one
-    line, where there is no model or a damaged one.
+    to). `tokenizer`, its directory or its file (nanoGPT's `meta.pkl` for one), is for files that come without one.
+    `dtype` None keeps the file's own; `n_heads` is for the book's files. Raises `FileNotFoundError`, `ValueError` or
+    `DownloadError`, in one line, where there is no model or a damaged one.
     """
     path = resolve_model(model, weights_dir=weights_dir)
-    found = read_model(path, dtype=dtype, n_heads=n_heads)
-    vocab_size = found.config.vocab_size
+    form, found = recognise(path)
+    result: GPTModel = form.function("read")(found, dtype, n_heads)
+    vocab_size = result.config.vocab_size
     if tokenizer is None:
-        tokenizer = _tokenizer_beside(path, vocab_size)
+        tokenizer = _tokenizer_beside(found, vocab_size, is_nanogpt=form.name == "nanogpt")
     elif not isinstance(tokenizer, Tokenizer):
-        tokenizer = Tokenizer.load(tokenizer)
+        tokenizer = _tokenizer_at(Path(tokenizer), vocab_size)
     if tokenizer.n_vocab > vocab_size:
         raise ValueError(
             f"{path}: the tokenizer has {tokenizer.n_vocab} tokens, the model {vocab_size}; they do not belong together"
         )
-    return found.to(device), tokenizer
+    return result.to(device), tokenizer
 
 
-def _tokenizer_beside(path: Path, vocab_size: int) -> Tokenizer:
-    directory = path if path.is_dir() else path.parent
-    if any((directory / name).exists() for name in ("tokenizer.json", "vocab.json", "encoder.json")):
+def _tokenizer_beside(found: Found, vocab_size: int, is_nanogpt: bool) -> Tokenizer:
+    directory = found.path if found.path.is_dir() else found.path.parent
+    if _has_tokenizer(directory):
         return Tokenizer.load(directory)
+    if is_nanogpt and (directory / META).exists():
+        return read_meta(directory / META, vocab_size)
     if 50257 <= vocab_size <= 50304:  # nanoGPT pads GPT-2's vocabulary to 50304
         return Tokenizer.gpt2()
-    raise ValueError(f"{path} comes without a tokenizer: give the directory of one")
+    way_out = missing_meta(found) if is_nanogpt else "give the directory of one"
+    raise ValueError(f"{found.path} comes without a tokenizer: {way_out}")
+
+
+def _tokenizer_at(path: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer that a user named by its directory or its file."""
+    if path.is_file():
+        return Tokenizer.load(path.parent) if path.name in _VOCABULARIES else read_meta(path, vocab_size)
+    if (path / META).exists() and not _has_tokenizer(path):
+        return read_meta(path / META, vocab_size)
+    return Tokenizer.load(path)
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return any((directory / name).exists() for name in _VOCABULARIES)

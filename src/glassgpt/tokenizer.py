@@ -11,7 +11,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -44,7 +44,8 @@ _OWN_KEYS = {"tokenizer_class", "clean_up_tokenization_spaces", "added_tokens_de
 
 
 class Tokenizer:
-    """Encodes text to ids and decodes them. Make one with `gpt2`, `train_bpe`, `characters`, `bytes_` or `load`."""
+    """Encodes text to ids and decodes them. Make one with `gpt2`, `train_bpe`, `characters`,
+    `with_characters`, `bytes_` or `load`."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         """Wrap a Hugging Face tokenizer. Raises `ValueError` where its decoder is none of those known here."""
@@ -96,12 +97,24 @@ class Tokenizer:
         if not alphabet:
             raise ValueError("the text is empty: a character vocabulary needs at least one character")
         "".join(alphabet).encode("utf-8")  # as in `_check`
-        # The library wants a token for unknown characters; here they are an error before it is asked (see `_check`).
-        backend = tokenizers.Tokenizer(models.WordLevel({c: i for i, c in enumerate(alphabet)}, unk_token=alphabet[0]))
-        backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
-        backend.decoder = decoders.Fuse()
+        backend = _character_level({c: i for i, c in enumerate(alphabet)})
         backend.add_special_tokens([tokenizers.AddedToken(END_OF_TEXT, normalized=False)])
         return cls(backend)
+
+    @classmethod
+    def with_characters(cls, ids: Mapping[str, int]) -> Self:
+        """One token per character, under the id that `ids` gives it, and nothing else: no end of text.
+
+        Raises `ValueError` unless the keys are single characters and the values 0, 1, 2 ... in any order.
+        """
+        for character, i in ids.items():
+            if not isinstance(character, str) or len(character) != 1 or "\ud800" <= character <= "\udfff":
+                raise ValueError(f"{ascii(character)[:40]} is not one character")
+            if type(i) is not int or not 0 <= i < len(ids):
+                raise ValueError(f"the id of {character!a} is {ascii(i)[:40]}, not one of 0..{len(ids) - 1}")
+        if not ids or len(set(ids.values())) != len(ids):
+            raise ValueError("two characters have one id" if ids else "there are no characters")
+        return cls(_character_level(dict(ids)))
 
     @classmethod
     def bytes_(cls) -> Self:
@@ -314,6 +327,14 @@ def _byte_level_bpe(
     backend.decoder = decoders.ByteLevel()
     if special:
         backend.add_special_tokens([tokenizers.AddedToken(END_OF_TEXT, normalized=False)])
+    return backend
+
+
+def _character_level(ids: dict[str, int]) -> tokenizers.Tokenizer:
+    # The library wants a token for unknown characters; here they are an error before it is asked (see `_check`).
+    backend = tokenizers.Tokenizer(models.WordLevel(ids, unk_token=min(ids)))
+    backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
     return backend
 
 

@@ -362,7 +362,7 @@ def test_gpt2s_own_tokenizer_where_the_vocabulary_is_its_size(
         found, tokenizer = load_model(path)
         assert (tokenizer.n_vocab, found.config.vocab_size) == (50257, vocab_size)
     else:
-        with pytest.raises(ValueError, match=r"ckpt\.pt comes without a tokenizer: give the directory of one"):
+        with pytest.raises(ValueError, match=r"ckpt\.pt comes without a tokenizer: nanoGPT keeps one in "):
             load_model(path)
 
 

@@ -30,7 +30,10 @@ def add_commands(commands: Any) -> None:
     imports.add_argument("path", metavar="PATH", help="the directory or file; its format is found by looking")
     imports.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new model directory")
     imports.add_argument(
-        "--tokenizer", type=Path, metavar="DIR", help="directory of the tokenizer (default: beside the weights)"
+        "--tokenizer",
+        type=Path,
+        metavar="PATH",
+        help="the tokenizer: its directory or file, nanoGPT's meta.pkl for one (default: beside the weights)",
     )
     imports.add_argument(
         "--n-heads", type=whole, metavar="N", help="for the book's files (default: GPT-2's of the same width)"

@@ -9,7 +9,7 @@ import torch
 from glassgpt.model import GPTModel
 from glassgpt.weights.containers.pickled import load_pickled
 from glassgpt.weights.containers.safetensors_file import SafetensorsWeights
-from glassgpt.weights.formats import KNOWN, READABLE, Found
+from glassgpt.weights.formats import KNOWN, READABLE, Format, Found
 
 
 def read_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32, n_heads: int | None = None) -> GPTModel:
@@ -18,11 +18,17 @@ def read_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32, n
     `dtype` None keeps the file's. `n_heads` is for the book's files, which do not say it (see `families.book.read`).
     Raises `FileNotFoundError` where there is nothing, `ValueError` for what is not a model or a damaged one.
     """
-    found = _look(Path(path))
+    form, found = recognise(Path(path))
+    model: GPTModel = form.function("read")(found, dtype, n_heads)
+    return model
+
+
+def recognise(path: Path) -> tuple[Format, Found]:
+    """The format of what lies at `path`, and that itself; errors as in `read_model`."""
+    found = _look(path)
     for each in READABLE:
         if each.function("matches")(found):
-            model: GPTModel = each.function("read")(found, dtype, n_heads)
-            return model
+            return each, found
     if found.value is None:
         raise FileNotFoundError(f"{path} holds no model: neither config.json nor hparams.json is there ({KNOWN})")
     raise ValueError(f"{path} holds none of {KNOWN}; a Hugging Face file needs its config.json beside it")

@@ -1,6 +1,7 @@
 """nanoGPT's checkpoints against nanoGPT's forward pass, written once more here."""
 
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glassgpt import GPTModel, Tokenizer, load_model
-from glassgpt.weights.families.nanogpt import matches
+from glassgpt.cli import main
+from glassgpt.weights.convert import import_model
+from glassgpt.weights.families.nanogpt import matches, read_meta
 from glassgpt.weights.formats import Found
 from glassgpt.weights.read import read_model
 
@@ -243,3 +246,171 @@ def test_a_checkpoint_that_is_wrong_is_refused(tmp_path: Path, bias: bool, edit:
 def test_what_is_no_checkpoint_of_nanogpts(value: object) -> None:
     assert not matches(Found(Path("x"), value))
     assert matches(Found(Path("x"), checkpoint()))
+
+
+# ---- meta.pkl: the characters ---------------------------------------------------------------------------------------
+
+CHARACTERS = "\n !&abc…日😀"
+
+
+def meta(characters: str = CHARACTERS, **changes: Any) -> dict[str, Any]:
+    """What nanoGPT's `prepare.py` pickles."""
+    stoi = {character: i for i, character in enumerate(characters)}
+    return {"vocab_size": len(stoi), "itos": {i: c for c, i in stoi.items()}, "stoi": stoi, **changes}
+
+
+def character_model(directory: Path, dataset: object = "shakespeare_char", vocab_size: int = len(CHARACTERS)) -> Path:
+    directory.mkdir(exist_ok=True)
+    value = checkpoint(bias=False, vocab_size=vocab_size)
+    value["config"]["dataset"] = dataset
+    return saved(directory, value)
+
+
+def write_meta(path: Path, value: Any, protocol: int = pickle.DEFAULT_PROTOCOL) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(value if isinstance(value, bytes) else pickle.dumps(value, protocol))
+    return path
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_the_characters_keep_their_ids(tmp_path: Path, protocol: int) -> None:
+    """Beside the checkpoint, and at any other place by its own name or its directory's."""
+    path = character_model(tmp_path / "out")
+    shuffled = meta(CHARACTERS[::-1])  # not in the order of code points: the file decides
+    named = write_meta(tmp_path / "data" / "meta.pkl", shuffled, protocol)
+    ways: list[Path | None] = [named, named.parent, None]
+    for way in ways:
+        if way is None:
+            write_meta(path.with_name("meta.pkl"), shuffled, protocol)
+        model, tokenizer = load_model(path, tokenizer=way)
+        assert [tokenizer.encode(c) for c in CHARACTERS] == [[shuffled["stoi"][c]] for c in CHARACTERS]
+        assert tokenizer.decode(range(len(CHARACTERS))) == CHARACTERS[::-1]
+        assert (tokenizer.n_vocab, tokenizer.eot_id, tokenizer.stop_ids) == (model.vocab_size, None, frozenset())
+        with pytest.raises(ValueError, match="characters not in the vocabulary"):
+            tokenizer.encode("z")
+
+
+def test_an_imported_character_model_opens_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    transformers = pytest.importorskip("transformers")
+    path = character_model(tmp_path)
+    write_meta(tmp_path / "meta.pkl", meta())
+    result = import_model(path, tmp_path / "imported")
+    assert result.proof.holds() and result.config.vocab_size == len(CHARACTERS)
+    ours, theirs = Tokenizer.load(tmp_path / "imported"), transformers.AutoTokenizer.from_pretrained(result.path)
+    assert ours.encode(CHARACTERS) == theirs(CHARACTERS)["input_ids"] == list(range(len(CHARACTERS)))
+    assert theirs.decode(theirs(CHARACTERS)["input_ids"]) == CHARACTERS
+    assert len(theirs) == len(CHARACTERS)
+    said = []
+    for model in (path, result.path):
+        assert main(["generate", str(model), "abc", "--max-new-tokens", "5", "--seed", "1"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert said[0].startswith("abc") and len(said[0]) == len("abc") + 5 + 1
+
+
+@pytest.mark.parametrize(
+    ("dataset", "where"),
+    [
+        ("shakespeare_char", "data/shakespeare_char/meta.pkl"),
+        ("../../etc", "data/DATASET/meta.pkl"),
+        ("a\nb", "data/DATASET/meta.pkl"),
+        (None, "data/DATASET/meta.pkl"),
+    ],
+)
+def test_a_missing_meta_is_said_with_its_place(tmp_path: Path, dataset: object, where: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        load_model(character_model(tmp_path, dataset))
+    assert str(caught.value) == (
+        f"{tmp_path / 'ckpt.pt'} comes without a tokenizer: nanoGPT keeps one in {where}: copy that beside it, or "
+        "import it with that as its tokenizer"
+    )
+
+
+def test_a_tokenizer_of_our_own_comes_before_a_meta(tmp_path: Path) -> None:
+    path = character_model(tmp_path, vocab_size=300)
+    write_meta(tmp_path / "meta.pkl", meta())
+    Tokenizer.bytes_().save(tmp_path)
+    for way in (None, tmp_path, tmp_path / "tokenizer.json"):
+        assert load_model(path, tokenizer=way)[1].n_vocab == 257
+
+
+class Touch:
+    """Unpickled the ordinary way, this makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+def nested(depth: int) -> Any:
+    value: Any = 0
+    for _ in range(depth):
+        value = [value, value]  # pickled as references: a short file, and a value of 2**depth parts
+    return value
+
+
+HOSTILE: list[tuple[Any, str]] = [
+    (b"", "not a pickle of protocol 2 or later"),
+    (b"hello", "not a pickle of protocol 2 or later"),
+    (pickle.dumps(meta(), 0), "not a pickle of protocol 2 or later"),
+    (pickle.dumps(meta())[:-20], "not enough data in stream"),
+    (pickle.dumps(meta()) + b"more", "something follows the pickle"),
+    (bytes([0x80, 2]) + bytes(2**24), "larger than the 16777216 bytes"),
+    (b"\x80\x02" + b"N0" * 300_000 + b"N.", "instruction POP"),
+    (b"\x80\x04\x8d" + (2**40).to_bytes(8, "little") + b"x.", "expected 1099511627776 bytes"),
+    (b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.", "refused: the pickle asks for 'os.system'"),
+    ([1, 2], "it has no vocab_size, stoi and itos"),
+    ({"stoi": {}, "itos": {}}, "it has no vocab_size, stoi and itos"),
+    (meta(stoi=[1]), "stoi and itos must be dicts"),
+    (meta(itos=list(CHARACTERS)), "stoi and itos must be dicts"),
+    (meta(stoi=nested(25)), "more than 500000 values"),
+    (meta(stoi=nested(40)), "more than 500000 values, or nested deeper than 32 levels"),
+    (meta(""), "there are no characters"),
+    (meta(stoi={"a": 0, "b": 2}, itos={0: "a", 2: "b"}), "the id of 'b' is 2, not one of 0..1"),
+    (meta(stoi={"a": 0, "b": 0}, itos={0: "a"}), "two characters have one id"),
+    (meta(stoi={"a": 0, "b": -1}), "the id of 'b' is -1"),
+    (meta(stoi={"a": 0, "b": 1.0}), "the id of 'b' is 1.0"),
+    (meta(stoi={"a": 0, "b": True}), "the id of 'b' is True"),
+    (meta(stoi={"a": 0, "b": "1"}), "the id of 'b' is '1'"),
+    (meta(stoi={"a": 0, "b": 10**300}), "the id of 'b' is 1000"),
+    (meta(stoi={"a": 0, "bc": 1}), "'bc' is not one character"),
+    (meta(stoi={"a": 0, "": 1}), "'' is not one character"),
+    (meta(stoi={"a": 0, "\ud800": 1}), "'\\ud800' is not one character"),
+    (meta(stoi={"a": 0, 1: 1}), "1 is not one character"),
+    (meta(itos=dict.fromkeys(range(len(CHARACTERS)), "a")), "stoi and itos disagree"),
+    (meta(itos={}), "stoi and itos disagree"),
+    (meta(vocab_size=3), f"vocab_size is 3, but stoi has {len(CHARACTERS)} characters"),
+    (meta(vocab_size="10"), "vocab_size is '10'"),
+    (meta("abc"), f"has 3 characters, the model {len(CHARACTERS)} ids; they do not belong together"),
+]
+
+
+@pytest.mark.parametrize(("value", "message"), HOSTILE, ids=[str(number) for number in range(len(HOSTILE))])
+def test_a_hostile_meta_is_refused_in_one_line(tmp_path: Path, value: Any, message: str) -> None:
+    path = character_model(tmp_path)
+    named = write_meta(tmp_path / "meta.pkl", value)
+    with pytest.raises(ValueError) as caught:
+        load_model(path)
+    said = str(caught.value)
+    assert said.startswith(str(named)) and any(part in said for part in message.split("|"))
+    assert "\n" not in said and len(said) < 300
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_nothing_in_a_meta_is_run(tmp_path: Path, protocol: int) -> None:
+    marker = tmp_path / "marker"
+    for value in (
+        Touch(marker),
+        meta(vocab_size=Touch(marker)),
+        meta(stoi={"a": Touch(marker)}),
+        meta(more=[Touch(marker)]),
+    ):
+        named = write_meta(tmp_path / "meta.pkl", value, protocol)
+        pickle.loads(named.read_bytes())
+        assert marker.exists()  # the attack works on the one who unpickles
+        marker.unlink()
+        with pytest.raises(ValueError, match="refused: "):
+            read_meta(named, len(CHARACTERS))
+        assert not marker.exists()

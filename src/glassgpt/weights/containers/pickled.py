@@ -70,6 +70,30 @@ def load_pickled(path: str | Path) -> Any:
         raise ValueError(f"{path}: {error}") from None
 
 
+def load_plain_pickle(path: str | Path) -> Any:
+    """What `pickle.dump` of protocol 2 or later wrote to `path`: plain containers, numbers and strings, no tensors.
+
+    Raises as `load_pickled` does.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_PICKLE_BYTES + 1)
+            if not data.startswith(b"\x80"):
+                raise ValueError("not a pickle of protocol 2 or later")
+            if len(data) > _MAX_PICKLE_BYTES:
+                raise ValueError(f"larger than the {_MAX_PICKLE_BYTES} bytes allowed for a pickle")
+            program = BytesIO(data)
+            root = _run_pickle(program, {})
+            if program.read(1):
+                raise ValueError("damaged: something follows the pickle")
+            return _Builder(path, file, {}).build(root)
+    except UnsafePickleError as error:
+        raise UnsafePickleError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 # What the names that a file may use stand for.
 
 
