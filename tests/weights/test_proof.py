@@ -33,7 +33,7 @@ def test_a_model_and_itself(tiny_model: Make) -> None:
     found = prove(tiny_model(), tiny_model())
     assert (found.largest_difference, found.same_choice) == (0, 1)
     assert found.largest_score == prompt_scores(tiny_model()).abs().max()
-    assert str(found) == "largest difference of scores 0, same best token 100.0%"
+    assert str(found) == "identical: largest difference of scores 0, same best token 100.0%"
     assert found.holds()
 
 
@@ -65,7 +65,7 @@ def test_what_is_compared() -> None:
     expected = torch.tensor([[[1.0, 2.0], [4.0, 3.0]]])
     found = torch.tensor([[[1.5, 2.0], [2.0, 3.0]]], dtype=torch.float64)
     assert compare(expected, found) == Proof(largest_difference=2.0, same_choice=0.5, largest_score=4.0)
-    assert str(compare(expected, found)) == "largest difference of scores 2, same best token 50.0%"
+    assert str(compare(expected, found)) == "different: largest difference of scores 2, same best token 50.0%"
     with pytest.raises(ValueError, match=r"^scores of shape \[1, 2, 3\] where \[1, 2, 2\] were expected$"):
         compare(expected, torch.zeros(1, 2, 3))
 
@@ -87,6 +87,31 @@ def test_the_difference_is_seen_against_the_size_of_the_scores() -> None:
     assert not Proof(2e-2, 1, 100).holds()
 
 
+@pytest.mark.parametrize(
+    ("proof", "says"),
+    [
+        (Proof(0, 1, 5), "identical: largest difference of scores 0, same best token 100.0%"),
+        (
+            Proof(2e-6, 1, 5),
+            "equal within float32's rounding: largest difference of scores 2e-06, same best token 100.0%",
+        ),
+        (Proof(0.25, 0.9, 5), "different: largest difference of scores 0.25, same best token 90.0%"),
+        (
+            Proof(0.25, 0.9, 5, rounding=0.981),
+            "every weight within its number type's rounding, the worst at 0.98 of it; "
+            "largest difference of scores 0.25",
+        ),
+        (
+            Proof(0.25, 0.9, 5, rounding=1.5),
+            "a weight beyond its number type's rounding, the worst at 1.50 of it; largest difference of scores 0.25",
+        ),
+    ],
+)
+def test_a_proof_says_what_it_means(proof: Proof, says: str) -> None:
+    assert str(proof) == says
+    assert proof.holds() == (not says.startswith(("different", "a weight beyond")))
+
+
 # ---- the commands that end with it ---------------------------------------------------------------------------------
 
 
@@ -104,8 +129,9 @@ def test_import_and_export_keep_the_numbers(
     said = capsys.readouterr()
     first, second, third = said.out.splitlines()
     assert first == f"{tmp_path / 'b'}: {tiny_model(vocab_size=257).config.n_parameters():,} parameters"
-    assert second == "proof: largest difference of scores 0, same best token 100.0%"
-    assert json.loads(third)["largest_difference"] == 0
+    assert second == "proof: identical: largest difference of scores 0, same best token 100.0%"
+    answer = json.loads(third)
+    assert (answer["largest_difference"], answer["verdict"], answer["quality"]) == (0, "identical", None)
     for name in ("b", "c"):
         for file in ("model.safetensors", "config.json", "tokenizer.json"):
             assert (tmp_path / name / file).read_bytes() == (tmp_path / "a" / file).read_bytes()
@@ -133,7 +159,7 @@ def test_a_result_that_differs_is_a_failure(
     more = ["--to", "huggingface"] if command == "export" else []
     assert main([command, str(tmp_path / "a"), *more, "--out", str(tmp_path / "b")]) == 1
     said = capsys.readouterr()
-    assert "proof: largest difference of scores" in said.out
+    assert "proof: different: largest difference of scores" in said.out
     assert "does not compute what its source computes: do not use it" in said.err
 
 

@@ -44,6 +44,13 @@ def add_commands(commands: Any) -> None:
     export.add_argument("--to", required=True, choices=tuple(WRITABLE), help="the format")
     export.add_argument("--out", type=Path, required=True, metavar="PATH", help="the new file; huggingface: directory")
     export.add_argument("--type", choices=NUMBER_TYPES, help="GGUF only: number type (default: f32)")
+    export.add_argument(
+        "--proof-text",
+        type=Path,
+        metavar="FILE",
+        help="GGUF f16 and q8_0: the text that they are judged on (default: the run's validation part, else Python's "
+        "manual)",
+    )
     export.add_argument("--name", help="GGUF only: the model's name in the file (default: the file's)")
 
 
@@ -82,18 +89,34 @@ def _import(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from glassgpt.weights.convert import export_model
 
-    result = export_model(arguments.model, arguments.out, arguments.to, number_type=arguments.type, name=arguments.name)
+    result = export_model(
+        arguments.model,
+        arguments.out,
+        arguments.to,
+        number_type=arguments.type,
+        name=arguments.name,
+        proof_text=arguments.proof_text,
+    )
     return _report(arguments, result)
 
 
 def _report(arguments: argparse.Namespace, result: Conversion) -> int:
     if arguments.json:
-        print_json(dataclasses.asdict(result.proof) | {"out": result.path, "config": result.config.to_dict()})
+        proof = dataclasses.asdict(result.proof) | {"verdict": result.proof.verdict()}
+        print_json(proof | {"quality": _figures(result), "out": result.path, "config": result.config.to_dict()})
     else:
         print(f"{result.path}: {result.config.n_parameters():,} parameters")
         print(f"proof: {result.proof}")
+        if result.quality is not None:
+            print(f"quality: {result.quality}")
     for note in result.notes:
         print(note, file=sys.stderr if arguments.json else sys.stdout)
     if not result.proof.holds():
         return say(f"{result.path} does not compute what its source computes: do not use it", FAILED)
     return DONE
+
+
+def _figures(result: Conversion) -> dict[str, Any] | None:
+    if (quality := result.quality) is None:
+        return None
+    return dataclasses.asdict(quality) | {"rise": quality.rise, "verdict": "good" if quality.is_good() else "poor"}

@@ -207,23 +207,37 @@ def default_corpus() -> list[Document]:
 
     Raises ValueError if this Python carries neither.
     """
-    texts: list[tuple[str, str]] = []
-    with contextlib.suppress(ImportError):  # some distributions leave it out
-        from pydoc_data.topics import topics
-
-        texts += [(f"topic {name}", text) for name, text in topics.items()]
+    texts = _topics()
     library = Path(sysconfig.get_path("stdlib"))
     for path in sorted(library.rglob("*.py")):
         parts = path.relative_to(library).with_suffix("").parts
         if not _NOT_MANUAL.intersection(parts):
             texts += _module_docstrings(path, ".".join(parts).removesuffix(".__init__"))
+    documents = _documents(texts)
+    if not documents:
+        raise ValueError(f"no docstrings under {library} and no pydoc topics: name a text file of your own")
+    return documents
+
+
+def manual_topics() -> list[Document]:
+    """The part of `default_corpus` that is there at once, half a MB; all of it where this Python lacks that part."""
+    return _documents(_topics()) or default_corpus()
+
+
+def _topics() -> list[tuple[str, str]]:
+    with contextlib.suppress(ImportError):  # some distributions leave it out
+        from pydoc_data.topics import topics
+
+        return [(f"topic {name}", text) for name, text in topics.items()]
+    return []
+
+
+def _documents(texts: list[tuple[str, str]]) -> list[Document]:
     documents: dict[str, Document] = {}
     for name, text in sorted(texts):
         text = text.strip() + "\n"
         if len(text) > _SHORTEST_DOCSTRING:
             documents.setdefault(text, Document.from_text(name, text))
-    if not documents:
-        raise ValueError(f"no docstrings under {library} and no pydoc topics: name a text file of your own")
     return list(documents.values())
 
 

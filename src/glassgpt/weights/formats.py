@@ -35,7 +35,8 @@ class Format:
     reads: bool = False
     """It has `matches(found) -> bool` and `read(found, dtype, n_heads) -> GPTModel`."""
     writes: bool = False
-    """It has `export(model, tokenizer, path, number_type, name) -> (Proof, notes)`; ours is `checkpoint.save_model`."""
+    """It has `export(model, tokenizer, path, number_type, name) -> (Proof, notes, result)`, where the result is the
+    model read back if its weights are rounded, else None; ours is `checkpoint.save_model`."""
     keeps_dtype: bool = False
     """Whether weights are written in the dtype that the source has; else from float32."""
 

@@ -36,9 +36,20 @@ class Proof:
             return self.rounding <= 1 and math.isfinite(self.largest_difference)
         return self.largest_difference < 1e-4 * max(1, self.largest_score)
 
+    def verdict(self) -> str:
+        """What the figures mean, in words."""
+        if self.rounding is not None:
+            bound = "every weight within" if self.holds() else "a weight beyond"
+            return f"{bound} its number type's rounding"
+        if not self.holds():
+            return "different"
+        return "equal within float32's rounding" if self.largest_difference else "identical"
+
     def __str__(self) -> str:
-        text = f"largest difference of scores {self.largest_difference:.2g}, same best token {self.same_choice:.1%}"
-        return text if self.rounding is None else f"{text}, weights within {self.rounding:.2f} of their rounding"
+        scores = f"largest difference of scores {self.largest_difference:.2g}"
+        if self.rounding is not None:  # then the best tokens of a random prompt say little: see `weights.quality`
+            return f"{self.verdict()}, the worst at {self.rounding:.2f} of it; {scores}"
+        return f"{self.verdict()}: {scores}, same best token {self.same_choice:.1%}"
 
 
 def prompt_for(model: GPTModel, n_tokens: int = 64) -> Tensor:

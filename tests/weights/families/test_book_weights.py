@@ -306,14 +306,14 @@ def test_the_command_line_goes_there_and_back(
     assert main([*arguments, str(tmp_path / "model.pth")]) == 0
     out = capsys.readouterr().out
     assert f"cfg = {book_dict(model.config)}" in out
-    assert "proof: largest difference of scores 0, same best token 100.0%" in out
+    assert "proof: identical: largest difference of scores 0, same best token 100.0%" in out
     assert main([*arguments, str(tmp_path / "other.pth"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)  # and nothing else
     assert (found["largest_difference"], found["same_choice"]) == (0, 1)
     assert found["config"] == model.config.to_dict()
     back = ["import", str(tmp_path / "model.pth"), "--out", str(tmp_path / "back"), "--tokenizer"]
     assert main([*back, str(tmp_path / "model"), "--n-heads", "3"]) == 0
-    assert "proof: largest difference of scores 0" in capsys.readouterr().out
+    assert "proof: identical: largest difference of scores 0" in capsys.readouterr().out
     again, tokenizer = load_model(tmp_path / "back")
     assert again.config == model.config
     assert tokenizer.fingerprint == tiny_tokenizer.fingerprint

@@ -74,11 +74,11 @@ def _state_dict(found: Found) -> Any:
 
 def export(
     model: GPTModel, tokenizer: Tokenizer, path: Path, number_type: str | None, name: str | None
-) -> tuple[Proof, list[str]]:
+) -> tuple[Proof, list[str], GPTModel | None]:
     """`write_book`, proved by reading the file again; the note is the `cfg` to build the book's model with."""
     write_book(model, path)
     result = read(Found(path, load_pickled(path)), n_heads=model.config.n_heads)
-    return prove(model, result), [f"cfg = {book_dict(model.config)}"]
+    return prove(model, result), [f"cfg = {book_dict(model.config)}"], None
 
 
 def write_book(model: GPTModel, path: Path) -> None:

@@ -128,7 +128,7 @@ def read_gguf(path: Path, *, gelu: str = "tanh") -> GPTModel:
 
 def export(
     model: GPTModel, tokenizer: Tokenizer, path: Path, number_type: str | None, name: str | None
-) -> tuple[Proof, list[str]]:
+) -> tuple[Proof, list[str], GPTModel | None]:
     """`write_gguf`, proved by reading the file again; the note says where llama.cpp computes something else."""
     number_type = number_type or "f32"
     write_gguf(model, tokenizer, path, number_type, name or path.stem)
@@ -137,7 +137,9 @@ def export(
         notes.append("note: this model computes the erf form of GELU, llama.cpp the tanh form")
     # the file does not say which form of GELU: the weights are compared under the source's
     result = read_gguf(path, gelu=model.config.gelu)
-    return prove(model, result, rounding=None if number_type == "f32" else rounding(number_type)), notes
+    if number_type == "f32":
+        return prove(model, result), notes, None
+    return prove(model, result, rounding=rounding(number_type)), notes, result
 
 
 def rounding(number_type: str) -> Callable[[str, Tensor], Tensor]:

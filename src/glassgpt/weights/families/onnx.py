@@ -74,9 +74,9 @@ def write_onnx(model: GPTModel, path: Path) -> Proof:
 
 def export(
     model: GPTModel, tokenizer: Tokenizer, path: Path, number_type: str | None, name: str | None
-) -> tuple[Proof, list[str]]:
+) -> tuple[Proof, list[str], GPTModel | None]:
     """`write_onnx`, which proves itself."""
-    return write_onnx(model, path), []
+    return write_onnx(model, path), [], None
 
 
 @contextmanager
