@@ -3,6 +3,7 @@
 import argparse
 
 from glassgpt.book import download_and_load_gpt2, download_file, load_gpt2_params_from_tf_ckpt
+from glassgpt.cli import describe
 from glassgpt.weights.download.published import OPENAI_SIZES
 
 __all__ = ["download_and_load_gpt2", "download_file", "load_gpt2_params_from_tf_ckpt"]
@@ -16,7 +17,7 @@ if __name__ == "__main__":
     try:
         settings, params = download_and_load_gpt2(arguments.model_size, arguments.models_dir)
     except (OSError, ValueError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
+        parser.exit(1, f"{parser.prog}: {describe(error)[0]}\n")
     print("Settings:", settings)
     print("Parameter dictionary keys:", list(params))
     print("Token embedding tensor dimensions:", params["wte"].shape)

@@ -14,6 +14,7 @@ from glassgpt.book import (
     text_to_token_ids,
     token_ids_to_text,
 )
+from glassgpt.cli import describe
 from glassgpt.device import pick_device
 from glassgpt.weights.download.published import OPENAI_SIZES
 from glassgpt.weights.families.openai import config_from_settings
@@ -71,4 +72,4 @@ if __name__ == "__main__":
     try:
         main(**vars(arguments))
     except (OSError, ValueError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
+        parser.exit(1, f"{parser.prog}: {describe(error)[0]}\n")

@@ -253,7 +253,7 @@ NONSENSE = [
     ("chat model --temperature -1", "temperature -1.0"),
     ("chat missing", "no model 'missing'"),
     # evaluate
-    ("evaluate model", "TEXT"),
+    ("evaluate model", "model is not a run with a validation part of its own: name a text to measure on"),
     ("evaluate model missing.txt", "missing.txt: no such file"),
     ("evaluate model latin1.txt", "at offset 5"),
     ("evaluate model empty.txt", "the file is empty"),
@@ -557,6 +557,44 @@ def test_what_goes_to_a_terminal_cannot_command_it(
     assert shown.startswith("␛]0;owned␇")
 
 
+def test_a_run_is_evaluated_on_its_own_validation_part(glass: Callable[..., Answer]) -> None:
+    code, printed, errors = glass("evaluate", "run", "--json")
+    assert (code, errors) == (0, "")
+    meta = json.loads(Path("run/data/validation.npy.json").read_text(encoding="utf-8"))
+    assert {key: json.loads(printed)[key] for key in ("n_tokens", "n_bytes")} == {
+        "n_tokens": meta["count"],
+        "n_bytes": meta["n_bytes"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "command"),
+    [
+        *((f"{command} gpt2 {more}", "gpt2") for command, more in (("generate", "x"), ("evaluate", "text.txt"))),
+        ("download 355M", "355M"),
+        ("download 355M --openai --weights-dir new", "355M --openai"),
+        ("import gpt2-large --out new", "gpt2-large"),
+    ],
+)
+def test_without_a_network_the_way_out_is_one_short_line(
+    glass: Callable[..., Answer], asked: str, command: str
+) -> None:
+    code, printed, errors = glass(*asked.split())
+    assert (code, printed, errors.count("\n")) == (1, "", 1)
+    assert "HF_HUB_OFFLINE=1 switches the network off; " in errors
+    assert errors.endswith(f"; `glassgpt download {command} --print-urls` lists what to fetch by hand\n")
+    assert len(errors) - len(str(Path.cwd())) < 200  # the cache lies in the test's own folder
+    assert glass("download", *command.split(), "--print-urls")[0] == 0
+
+
+def test_a_mistyped_path_is_not_answered_with_a_list_of_files(glass: Callable[..., Answer]) -> None:
+    code, _, errors = glass("generate", "runs/nope", "x")
+    assert (code, errors.count("\n")) == (1, 1)
+    assert errors.startswith("glassgpt: no directory runs/nope here, and as a name on Hugging Face: ")
+    assert "print-urls" not in errors and "sha256" not in errors
+    assert len(errors) - len(str(Path.cwd())) < 200
+
+
 def test_evaluate_and_explain_as_json(glass: Callable[..., Answer], tmp_path: Path) -> None:
     code, printed, _ = glass("evaluate", "model", "text.txt", "--json")
     assert (code, json.loads(printed).keys()) == (0, {"loss", "perplexity", "bits_per_byte", "n_tokens", "n_bytes"})
@@ -627,7 +665,7 @@ def test_chat_ends(glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
     code, printed, errors = talk(glass, monkeypatch, f"hello\n\nand 😀\n{end}")
     assert (code, errors) == (0, "")
     assert printed.count("You: ") == 4
-    assert printed.count("GPT:") == 3
+    assert printed.count("GPT:") == 2  # an empty line asks again
 
 
 def test_chat_remembers_until_reset(glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -639,14 +677,35 @@ def test_chat_remembers_until_reset(glass: Callable[..., Answer], monkeypatch: p
         yield " ha"
 
     monkeypatch.setattr(f"{GENERATE}.stream", stream)
-    talk(glass, monkeypatch, "one\ntwo\n/reset\nthree\n")
+    code, printed, _ = talk(glass, monkeypatch, "one\ntwo\n/reset\nthree\n")
+    assert (code, printed.count("the talk so far is forgotten\n")) == (0, 1)
     assert asked == ["You: one\nGPT:", "You: one\nGPT: ha\nYou: two\nGPT:", "You: three\nGPT:"]
+
+
+def test_a_command_of_chat_never_reaches_the_model(
+    glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def stream(model: object, tokenizer: object, prompt: str, **_: object) -> Iterator[str]:
+        asked.append(prompt)
+        yield " ha"
+
+    monkeypatch.setattr(f"{GENERATE}.stream", stream)
+    code, printed, errors = talk(glass, monkeypatch, "/help\n /rest \n/\n   \n/usr/bin is a folder\n")
+    assert (code, errors) == (0, "")
+    answers = printed.split("You: ")
+    assert answers[1] in answers[0]  # the greeting ends with the same help
+    assert {"/reset", "/help", "/quit"} <= set(answers[1].split())
+    assert answers[2:4] == [f"unknown command {it}: /help shows those that there are\n" for it in ("/rest", "/")]
+    assert answers[4:] == ["", "GPT: ha\n", "\n"]
+    assert asked == ["You: /usr/bin is a folder\nGPT:"]
 
 
 def test_chat_goes_on_after_a_line_it_cannot_read(
     glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, printed, errors = talk(glass, monkeypatch, f"hi\n{'x' * 50}\n/reset\n\n", "--overflow", "error")
+    code, printed, errors = talk(glass, monkeypatch, f"hi\n{'x' * 50}\n/reset\na\n", "--overflow", "error")
     assert (code, printed.count("GPT:")) == (0, 2)
     assert re.fullmatch(r"glassgpt: a prompt of .* exceed the context length of 16: .*\n", errors)
 

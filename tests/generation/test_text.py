@@ -345,14 +345,23 @@ def test_a_bad_option_is_named_before_any_computation(
         assert "\n" not in str(caught.value)
 
 
+def test_one_text_gives_one_completion(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
+    options = dict(max_new_tokens=3, seed=1)
+    one = complete(model, tiny_tokenizer, "abc", **options)
+    assert [one] == complete(model, tiny_tokenizer, ["abc"], **options)
+    assert one.text == generate(model, tiny_tokenizer, "abc", **options)
+
+
 def test_bad_prompts(model: GPTModel, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     exploding(model, monkeypatch)
     with pytest.raises(ValueError, match=r"^token id 260 is outside the model's 0\.\.259$"):
         complete(model, tiny_tokenizer, [[1, 260]], max_new_tokens=1)
     with pytest.raises(ValueError, match="^token id -1 is outside"):
         complete(model, tiny_tokenizer, ["a", [-1]], max_new_tokens=1)
-    with pytest.raises(ValueError, match="^prompts is one text: give a list of them$"):
-        complete(model, tiny_tokenizer, "abc", max_new_tokens=1)
+    with pytest.raises(ValueError, match="^prompt 7 must be a text or a list of token ids$"):
+        complete(model, tiny_tokenizer, [7, 8], max_new_tokens=1)
+    with pytest.raises(ValueError, match="^unknown option 'max_tokens': did you mean 'max_new_tokens'?"):
+        complete(model, tiny_tokenizer, "abc", max_tokens=1)
     with pytest.raises(ValueError, match="^2 seeds for 1 prompts: give one for each$"):
         complete(model, tiny_tokenizer, ["a"], seeds=[1, 2], max_new_tokens=1)
     monkeypatch.setattr(tiny_tokenizer, "eot_id", None)

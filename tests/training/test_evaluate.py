@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from glassgpt import GPTModel, Tokenizer
-from glassgpt.training.evaluate import evaluate
+from glassgpt.data.corpus import read_corpus
+from glassgpt.data.tokens import write_tokens
+from glassgpt.training.evaluate import evaluate, evaluate_run
 
 TEXT = "To be, or not to be: that is the question. …é😀\n" * 9
 
@@ -49,6 +51,21 @@ def test_the_figures_are_those_of_their_definitions(
     assert result.loss == pytest.approx(by_hand(model, ids), rel=1e-5)
     assert result.perplexity == pytest.approx(math.exp(result.loss))
     assert result.bits_per_byte == pytest.approx(result.loss / math.log(2) * len(ids) / len(TEXT.encode()))
+
+
+def test_a_run_is_measured_on_the_whole_of_its_validation_part(
+    tiny_model, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    model = tiny_model(vocab_size=tiny_tokenizer.n_vocab)
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8", newline="\n")
+    write_tokens(
+        read_corpus([tmp_path / "text.txt"]), tiny_tokenizer, tmp_path / "run" / "data" / "validation.npy"
+    ).close()
+    assert evaluate_run(model, tiny_tokenizer, tmp_path / "run") == evaluate(
+        model, tiny_tokenizer, [tmp_path / "text.txt"]
+    )
+    with pytest.raises(ValueError, match="is not a run with a validation part of its own: name a text to measure on"):
+        evaluate_run(model, tiny_tokenizer, tmp_path)
 
 
 def test_bits_per_byte_do_not_depend_on_how_text_is_cut(

@@ -15,6 +15,7 @@ from glassgpt.cli import generate, inspect, train, weights
 from glassgpt.cli.console import prepare_streams, say, warnings_shown
 from glassgpt.cli.options import DONE, FAILED, MISUSED, Parser
 from glassgpt.terminal_text import one_line
+from glassgpt.weights.download.errors import DownloadError
 
 _MISUSE = (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _FAILURES = (OSError, RuntimeError, MemoryError, ImportError)
@@ -58,6 +59,10 @@ def describe(error: Exception) -> tuple[str, int]:
     """
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         line = f"{error.filename2 or error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    elif isinstance(error, DownloadError) and error.by_hand is not None:
+        name, source = error.by_hand
+        command = f"glassgpt download {name}{' --openai' if source == 'openai' else ''} --print-urls"
+        line = f"{error.reason}; `{command}` lists what to fetch by hand"
     else:
         line = str(error)
     line = one_line(line) or type(error).__name__

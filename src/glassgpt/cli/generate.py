@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,12 @@ from glassgpt.cli.console import print_json, read_standard_input, say
 from glassgpt.cli.options import DONE, FAILED, add_fields, add_machine, add_model, command, given, load, whole
 from glassgpt.generation.options import Generation
 from glassgpt.terminal_text import one_line, visible
+
+_CHAT_HELP = """\
+/reset  forgets the talk so far
+/help   shows this
+/quit   ends, as Ctrl-D does; Ctrl-C stops an answer"""
+_CHAT_ANSWERS = {"/help": _CHAT_HELP, "/reset": "the talk so far is forgotten"}
 
 _OVERFLOW = "slide"  # a person wants more text rather than an error
 
@@ -73,8 +80,8 @@ def _chat(arguments: argparse.Namespace) -> int:
 
     with contextlib.suppress(ImportError):  # line editing and history, where the platform has them
         __import__("readline")
-    print("A base model continues the text of this talk.")
-    print("/reset forgets it, Ctrl-C stops an answer, /quit or Ctrl-D ends.")
+    print("A base model continues the text of this talk: it was never taught to answer.")
+    print(_CHAT_HELP)
     text = ""
     while True:
         try:
@@ -82,10 +89,15 @@ def _chat(arguments: argparse.Namespace) -> int:
         except (EOFError, KeyboardInterrupt):
             print()
             return DONE
-        if line.strip() in ("/quit", "/exit"):
-            return DONE
-        if line.strip() == "/reset":
-            text = ""
+        word = line.strip()
+        if not word:
+            continue
+        if re.fullmatch(r"/\w*", word):  # and not /usr/bin, which one may talk about
+            if word in ("/quit", "/exit"):
+                return DONE
+            if word == "/reset":
+                text = ""
+            print(_CHAT_ANSWERS.get(word, f"unknown command {word}: /help shows those that there are"))
             continue
         asked = f"{text}You: {line}\nGPT:"
         try:

@@ -17,7 +17,9 @@ def add_commands(commands: Any) -> None:
     """Add the commands of this file."""
     evaluate = command(commands, "evaluate", _evaluate, "measure a model on text: loss, perplexity, bits per byte")
     add_model(evaluate)
-    evaluate.add_argument("text", nargs="+", metavar="TEXT", help="text files or folders")
+    evaluate.add_argument(
+        "text", nargs="*", metavar="TEXT", help="text files or folders (default: the validation part of a run)"
+    )
     add_machine(evaluate)
 
     explain = command(commands, "explain", _explain, "show what a model expects at each token, and where it looks")
@@ -33,10 +35,13 @@ def add_commands(commands: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from glassgpt.training.evaluate import evaluate
+    from glassgpt.training.evaluate import evaluate, evaluate_run
 
     model, tokenizer = load(arguments)
-    result = evaluate(model, tokenizer, arguments.text)
+    if arguments.text:
+        result = evaluate(model, tokenizer, arguments.text)
+    else:
+        result = evaluate_run(model, tokenizer, arguments.model)
     if arguments.json:
         print_json(dataclasses.asdict(result))
     else:

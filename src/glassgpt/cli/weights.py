@@ -66,6 +66,11 @@ def _download(arguments: argparse.Namespace) -> int:
             for file in files:
                 size = "size unknown" if file.size is None else f"{file.size:,} bytes"
                 print(f"{file.url}\n    {size}, sha256 {file.sha256 or 'unknown'}, as {file.path}")
+            if arguments.openai:
+                where = "gpt2/, or another directory that --weights-dir names"
+            else:
+                where = "a directory of models that GLASSGPT_WEIGHTS names"
+            print(f"put them under these names into {where}", file=sys.stderr)
         return DONE
     if arguments.openai:
         with download_bar() as progress:

@@ -19,15 +19,28 @@ class _BatchKeywords(GenerationKeywords, total=False):
     seeds: Sequence[int | None]
 
 
+@overload
+def complete(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
+    model: LanguageModel | Decoder, tokenizer: Tokenizer, prompts: str, **options: Unpack[GenerationKeywords]
+) -> Completion: ...
+@overload
 def complete(
     model: LanguageModel | Decoder,
     tokenizer: Tokenizer,
     prompts: Sequence[str | Sequence[int]],
+    **options: Unpack[_BatchKeywords],
+) -> list[Completion]: ...
+def complete(
+    model: LanguageModel | Decoder,
+    tokenizer: Tokenizer,
+    prompts: str | Sequence[str | Sequence[int]],
     *,
     seeds: Sequence[int | None] | None = None,
     **options: Unpack[GenerationKeywords],
-) -> list[Completion]:
+) -> Completion | list[Completion]:
     """Continue each prompt, a text or token ids; prompts may differ in length and are decoded together.
+
+    One text gives one `Completion`, a list gives a list.
 
     `options` are the fields of `Generation`; `seeds` gives each row its own. A row draws its own random numbers, so its
     text depends on its own prompt and seed, up to rounding: where two tokens are all but equally likely, the sums of
@@ -36,12 +49,12 @@ def complete(
 
     Raises `ValueError` for values out of range, before any computation.
     """
-    if isinstance(prompts, str):
-        raise ValueError("prompts is one text: give a list of them")
-    rows, capacity = _rows(model, tokenizer, prompts, seeds, options)
+    one = isinstance(prompts, str)
+    rows, capacity = _rows(model, tokenizer, [prompts] if isinstance(prompts, str) else prompts, seeds, options)
     for _ in run(_decoder(model, capacity), rows):
         pass
-    return [row.completion() for row in rows]
+    completions = [row.completion() for row in rows]
+    return completions[0] if one else completions
 
 
 @overload
@@ -57,7 +70,7 @@ def generate(
 ) -> str | list[str]:
     """The text that follows `prompt`, or a list of them for a list of prompts; options as in `complete`."""
     if isinstance(prompt, str):
-        return complete(model, tokenizer, [prompt], **options)[0].text
+        return complete(model, tokenizer, prompt, **options).text
     return [completion.text for completion in complete(model, tokenizer, prompt, **options)]
 
 
@@ -100,6 +113,8 @@ def _rows(
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one for each")
     rows = []
     for number, prompt in enumerate(prompts):
+        if isinstance(prompt, int):
+            raise ValueError(f"prompt {prompt!r} must be a text or a list of token ids")
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids and tokenizer.eot_id is not None:
             ids = [tokenizer.eot_id]  # GPT-2's own way to begin from nothing

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glassgpt.data.corpus import read_corpus
-from glassgpt.data.tokens import write_tokens
+from glassgpt.data.tokens import TokenFile, validation_part, write_tokens
 from glassgpt.language_model import LanguageModel
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.objective import NextTokenLoss
@@ -38,8 +38,23 @@ def evaluate(
     window's edge. Raises what `read_corpus` raises.
     """
     with tempfile.TemporaryDirectory() as folder:
-        tokens = write_tokens(read_corpus(texts), tokenizer, Path(folder) / "text.npy")
-        loss = evaluate_loss(NextTokenLoss(model), tokens.tokens, batch_size)
-        tokens.close()  # Windows deletes no file that is mapped
-        bits = loss / math.log(2) * tokens.n_tokens / tokens.n_bytes
-        return Evaluation(loss, math.exp(min(loss, 700)), bits, tokens.n_tokens, tokens.n_bytes)
+        return _measured(model, write_tokens(read_corpus(texts), tokenizer, Path(folder) / "text.npy"), batch_size)
+
+
+def evaluate_run(model: LanguageModel, tokenizer: Tokenizer, run: str | Path, batch_size: int = 8) -> Evaluation:
+    """As `evaluate`, on the whole validation part of the run in the directory `run`.
+
+    Raises `ValueError` where there is none, or where it was written with another tokenizer.
+    """
+    try:
+        tokens = validation_part(run, tokenizer)
+    except FileNotFoundError:
+        raise ValueError(f"{run} is not a run with a validation part of its own: name a text to measure on") from None
+    return _measured(model, tokens, batch_size)
+
+
+def _measured(model: LanguageModel, tokens: TokenFile, batch_size: int) -> Evaluation:
+    loss = evaluate_loss(NextTokenLoss(model), tokens.tokens, batch_size)
+    tokens.close()  # Windows deletes no file that is mapped
+    bits = loss / math.log(2) * tokens.n_tokens / tokens.n_bytes
+    return Evaluation(loss, math.exp(min(loss, 700)), bits, tokens.n_tokens, tokens.n_bytes)

@@ -334,6 +334,13 @@ def test_every_mirror_is_named_with_its_reason_and_no_secret(server, tmp_path):
     assert SHA256 in str(caught.value)
 
 
+def test_mirrors_that_fail_alike_are_said_together(server, tmp_path):
+    urls = [server.put("/1", DATA, status(404)), server.put("/2", DATA, status(404))]
+    assert_refused(
+        urls, tmp_path / "w", "could not download w from 127.0.0.1 or 127.0.0.1: 404 Not Found; put the file"
+    )
+
+
 # --- What lies there from before ---
 
 

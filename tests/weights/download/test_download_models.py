@@ -63,8 +63,13 @@ def test_openais_file_with_a_wrong_byte_is_refused(server, tmp_path, small_gpt2)
     for name, data in SMALL.items():
         server.put(f"/124M/{name}", data)
     server.play("/124M/model.ckpt.index", flip(3))
-    with pytest.raises(DownloadError, match="wrong checksum"):
+    with pytest.raises(DownloadError, match="wrong checksum") as caught:
         download_openai_gpt2("124M", tmp_path, base_urls=[server.base])
+    assert caught.value.by_hand == ("124M", "openai")
+    (tmp_path / "355M" / "checkpoint").mkdir(parents=True)
+    with pytest.raises(DownloadError, match="is a directory where a file should go") as caught:
+        download_openai_gpt2("355M", tmp_path, base_urls=[server.base])
+    assert caught.value.by_hand is None  # what is in the way here, no list of files helps
     assert not (tmp_path / "124M" / "model.ckpt.index").exists()
 
 
@@ -279,6 +284,12 @@ def test_without_a_network_the_one_error_comes_at_once_and_alone(known, tmp_path
     assert "no connection" in hub_error("gpt2")
     assert "no connection" in hub_error("gpt2", weights_dir=tmp_path / "models")  # stopped half-way
     assert caplog.messages == []
+    for name, by_hand in (("124M", ("124M", "huggingface")), (REPO, None)):
+        with pytest.raises(DownloadError) as caught:
+            download_huggingface(name)
+        error = caught.value
+        assert (error.by_hand, str(error)) == (by_hand, f"{error.reason}; {error.way_out}")
+        assert len(error.reason) < 200
 
 
 @pytest.mark.parametrize("name", ["gpt2", "124M", "openai-community/gpt2"])

@@ -11,7 +11,15 @@ from glassgpt.terminal_text import one_line
 
 
 class DownloadError(OSError):
-    """A file could not be had. One line: what failed, for each source why, and the way out."""
+    """A file could not be had. One line: what failed, for each source why, and the way out.
+
+    `reason` is the line without the way out. `by_hand` is what `resolve.files_to_fetch` takes, a known name and its
+    source, where bringing those files by hand is a way out; else None.
+    """
+
+    def __init__(self, reason: str, way_out: str = "", by_hand: tuple[str, str] | None = None) -> None:
+        super().__init__(f"{reason}; {way_out}" if way_out else reason)
+        self.reason, self.way_out, self.by_hand = reason, way_out, by_hand
 
 
 class OfflineError(DownloadError):

@@ -70,7 +70,7 @@ def download_file(
         if file.is_right():
             return file.path
         if switch := offline_switch():
-            raise OfflineError(f"{file.path} is not here and {switch} switches the network off: {file.way_out()}")
+            raise OfflineError(f"{file.path} is not here and {switch} switches the network off", file.way_out())
         import filelock
 
         file.path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,12 +163,12 @@ class _Transfer:
 
     def run(self) -> None:
         """Rename a right `.part` to its final name, or raise `DownloadError` with every source's reason."""
-        failures = []
+        failures: dict[str, str] = {}
         for url in self.file.urls:
             try:
                 self._fetch(url)
             except _SourceError as error:
-                failures.append(f"{_shown_url(url)}: {error}")
+                failures[_shown_url(url)] = str(error)
                 continue
             self.part.replace(self.file.path)
             sync(self.file.path.parent)
@@ -176,7 +176,13 @@ class _Transfer:
             if self.file.sha256 is not None:
                 _stamp(self.file.path, self.file.sha256)
             return
-        raise DownloadError(f"could not download {self.file.path.name}: {'; '.join(failures)}; {self.file.way_out()}")
+        name = self.file.path.name
+        if len(failures) > 1 and len(set(failures.values())) == 1:
+            hosts = " or ".join(str(urlsplit(url).hostname) for url in failures)
+            reason = f"could not download {name} from {hosts}: {failures.popitem()[1]}"
+        else:
+            reason = f"could not download {name}: {'; '.join(': '.join(failure) for failure in failures.items())}"
+        raise DownloadError(reason, self.file.way_out())
 
     def _fetch(self, url: str) -> None:
         """Bring `.part` to the right content from one source, in as many requests as it takes."""

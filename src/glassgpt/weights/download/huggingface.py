@@ -55,8 +55,8 @@ def download_huggingface(name: str, *, weights_dir: Path | None = None, revision
         if (repo.fixed or switch) and (found := repo.cached(offline=switch is not None)) is not None:
             return found
         if switch:
-            text = f"{repo.id} is not in {repo.location} and {switch} switches the network off: switch it on"
-            raise OfflineError(f"{text}, {repo.way_out()}")
+            reason = f"{repo.id} is not in {repo.location} and {switch} switches the network off"
+            raise OfflineError(reason, f"switch it on, {repo.way_out()}", repo.by_hand)
         for _ in range(2):
             folder = repo.fetch()
             wrong = [(path, sha256_of(path), sha256) for path, sha256 in repo.wrong_files(folder)]
@@ -76,7 +76,7 @@ def download_huggingface(name: str, *, weights_dir: Path | None = None, revision
         raise
     except Exception as error:  # of whichever of three HTTP libraries this huggingface_hub uses
         reason = str(error) if isinstance(error, DownloadError) else _hub_reason(error, repo)
-        raise DownloadError(f"could not download {repo.id}: {reason}; {repo.way_out()}") from error
+        raise DownloadError(f"could not download {repo.id}: {reason}", repo.way_out(), repo.by_hand) from error
 
 
 class Repository:
@@ -84,6 +84,7 @@ class Repository:
 
     def __init__(self, name: str, revision: str | None, root: Path | None) -> None:
         self.id = KNOWN_MODELS.get(name, name)
+        self.by_hand = (name, "huggingface") if name in KNOWN_MODELS else None
         if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.id, re.ASCII) or ".." in self.id:
             raise ValueError(f"{one_line(name)!r} is not an owner/name on Hugging Face")
         self.short = self.id.removeprefix("openai-community/") if self.id in KNOWN_MODELS else self.id
@@ -241,7 +242,7 @@ def _hub_reason(error: Exception, repo: Repository) -> str:
     if names & {"TimeoutException", "Timeout"}:
         return f"{host}: no answer in time"
     if names & {"TransportError", "ConnectionError"}:
-        return f"{host}: no connection ({one_line(errors[-1])})"
+        return f"{host}: no connection ({one_line(errors[-1], 80)})"
     if names & {"JSONDecodeError", "FileMetadataError"}:
         return f"{host} does not answer like a Hugging Face Hub: a proxy or login page, or a wrong HF_ENDPOINT"
     return f"{type(error).__name__}: {one_line(error)}"

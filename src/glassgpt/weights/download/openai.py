@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from glassgpt.weights.download.errors import DownloadError
 from glassgpt.weights.download.file import Progress, download_file
 from glassgpt.weights.download.published import OPENAI_BASE_URLS, openai_size, published_files
 
@@ -29,7 +30,12 @@ def download_openai_gpt2(
         urls = [f"{base.rstrip('/')}/{path}" for base in base_urls]
         after = [later.size for later in files[i + 1 :]]
         report = partial(_report, progress, before, after) if progress is not None else None
-        file = download_file(urls, Path(directory) / path, size=size, sha256=sha256, progress=report)
+        try:
+            file = download_file(urls, Path(directory) / path, size=size, sha256=sha256, progress=report)
+        except DownloadError as error:
+            if not error.way_out:  # something here is in the way, not the network
+                raise
+            raise type(error)(error.reason, error.way_out, (model_size, "openai")) from error
         before += file.stat().st_size
     return file.parent
 

@@ -46,7 +46,7 @@ def resolve_model(name: str | Path, *, weights_dir: Path | None = None, revision
     except DownloadError as error:
         if name in KNOWN_MODELS:
             raise
-        raise type(error)(f"no directory {name} here, and as a name on Hugging Face: {error}") from error
+        raise type(error)(f"no directory {name} here, and as a name on Hugging Face: {error.reason}") from error
 
 
 def _check_name(name: str) -> None:
