@@ -37,7 +37,8 @@ def save_model(model: GPTModel, tokenizer: Tokenizer, directory: str | Path) -> 
 
     Weights keep their dtype and are not rounded: what `load_model` gives back is equal bit for bit. All is written
     under temporary names first. A model that is already there is then replaced: its weights go first and the new ones
-    come last, so that a crash leaves the old model, the new one, or none that loads; never a mixture.
+    come last, so that a crash leaves the old model, the new one, or none that loads; never a mixture. Raises
+    `ValueError` where the tokenizer has more tokens than the model, `OSError` where the disk does.
     """
     directory = Path(directory)
     if tokenizer.n_vocab > model.config.vocab_size:

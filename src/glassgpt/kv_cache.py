@@ -55,17 +55,17 @@ class KVCache:
 
     @property
     def keys(self) -> Tensor:
-        """Keys of the live rows."""
+        """Keys of the live rows: (n_layers, batch, n_kv_heads, slots, head_dim)."""
         return self._memory[0][:, : self.batch_size]
 
     @property
     def values(self) -> Tensor:
-        """Values of the live rows."""
+        """Values of the live rows, shaped as `keys`."""
         return self._memory[1][:, : self.batch_size]
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens that each live row has seen."""
+        """Tokens that each live row has seen: (batch,)."""
         return self._memory[2][: self.batch_size]
 
     def row(self, row: int) -> KVCache:

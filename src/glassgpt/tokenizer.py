@@ -92,7 +92,10 @@ class Tokenizer:
 
     @classmethod
     def characters(cls, texts: Iterable[str]) -> Self:
-        """One token per different character of `texts`, in code point order, and the end of text."""
+        """One token per different character of `texts`, in code point order, and the end of text.
+
+        Raises `ValueError` where there is no character.
+        """
         alphabet = sorted(set().union(*map(set, texts)))
         if not alphabet:
             raise ValueError("the text is empty: a character vocabulary needs at least one character")
@@ -248,7 +251,7 @@ class Tokenizer:
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of many texts, over all cores. Special tokens are plain text, as in `encode`."""
+        """Ids of many texts, over all cores. Special tokens are plain text, as in `encode`, and so are the errors."""
         for text in texts:
             self._check(text)
         if self._fast is not None:

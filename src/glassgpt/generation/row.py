@@ -15,12 +15,15 @@ from glassgpt.tokenizer import StreamDecoder, Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What one prompt became: the new text and ids, and why it ended ("length", "stop" or "end_of_text")."""
+    """What one prompt became."""
 
     text: str
+    """The new text, without the prompt and without the stop text that ended it."""
     ids: list[int]
+    """The new tokens; they may go further than the text where a stop text ended it."""
     n_prompt_tokens: int
     finish_reason: str
+    """Why it ended: "length", "stop" or "end_of_text"."""
 
 
 class Row:

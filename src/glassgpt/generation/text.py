@@ -68,7 +68,7 @@ def generate(
 def generate(
     model: LanguageModel | Decoder, tokenizer: Tokenizer, prompt: str | Sequence[str], **options: Any
 ) -> str | list[str]:
-    """The text that follows `prompt`, or a list of them for a list of prompts; options as in `complete`."""
+    """The text that follows `prompt`, or a list of them for a list of prompts; options and errors as in `complete`."""
     if isinstance(prompt, str):
         return complete(model, tokenizer, prompt, **options).text
     return [completion.text for completion in complete(model, tokenizer, prompt, **options)]

@@ -23,10 +23,13 @@ class Evaluation:
     loss: float
     """Nats per token."""
     perplexity: float
+    """e to the power of `loss`: comparable between models with one tokenizer."""
     bits_per_byte: float
     """Comparable between models with different tokenizers."""
     n_tokens: int
+    """Of the text, ends of text included."""
     n_bytes: int
+    """Of the text, in UTF-8."""
 
 
 def evaluate(

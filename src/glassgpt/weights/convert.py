@@ -27,8 +27,11 @@ class Conversion:
     """What was written, and how it compares with its source: whether the proof holds is the caller's to ask."""
 
     path: Path
+    """The file or directory that was written."""
     config: GPTConfig
+    """The model's shape."""
     proof: Proof
+    """How its scores, and where they are rounded its weights, compare with the source's."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """What the reader of the file should know, one line each."""
     quality: Quality | None = None

@@ -67,12 +67,15 @@ class Quality:
     """A rounded model and its source in float32, both predicting the same tokens."""
 
     number_type: str
+    """A key of `MAY_LOSE`."""
     text: str
     """Which text it was."""
     n_tokens: int
     """How many tokens were predicted."""
     perplexity: float
+    """Of the result: e to the power of its loss in nats per token."""
     source_perplexity: float
+    """Of the source, in float32."""
     divergence: float
     """Of the result's probabilities from the source's: the mean Kullback-Leibler divergence, in nats per token."""
     same_choice: float

@@ -28,7 +28,7 @@ def resolve_model(name: str | Path, *, weights_dir: Path | None = None, revision
 
     `name` is a path, a known name (`KNOWN_MODELS`) or an `owner/name` on Hugging Face. A model `name` in `weights_dir`
     (or `GLASSGPT_WEIGHTS`) comes before any network; its files are taken as they are. Raises `ValueError` for what is
-    none of these, and what `download_huggingface` raises.
+    none of these, `DownloadError` where it cannot be had.
     """
     path, name = Path(name), str(name)
     # the book's gpt2/ is not a model, it only holds them
