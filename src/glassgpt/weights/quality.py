@@ -23,7 +23,7 @@ MAY_LOSE = {"f16": 0.001, "q8_0": 0.01}
 """What a number type may cost: rise of the perplexity, as a part of it, and divergence, in nats per token."""
 
 N_TOKENS = 1024
-"""How many tokens of a text are predicted: some seconds for 124M parameters on two cores."""
+"""How many tokens of a text are predicted: nine seconds of one core for 124M parameters."""
 
 _TOKENS_AT_ONCE = 512
 _SCORES_AT_ONCE = 128  # rows of vocab_size scores, in float64
