@@ -569,7 +569,7 @@ def test_a_letter_of_the_validation_part_alone_is_in_the_alphabet(glass: Callabl
 
 
 def test_json_has_no_word_for_infinity(glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glassgpt.training.evaluate.evaluate_loss", lambda *_: float("nan"))
+    monkeypatch.setattr("glassgpt.training.evaluate.evaluate_loss", lambda *_, **__: float("nan"))
     assert json.loads(glass("evaluate", "model", "text.txt", "--json")[1])["loss"] is None
 
 

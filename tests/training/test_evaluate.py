@@ -100,7 +100,7 @@ def test_a_hopeless_loss_has_a_perplexity_still(
 ) -> None:
     path = tmp_path / "text.txt"
     path.write_text(TEXT, encoding="utf-8")
-    monkeypatch.setattr("glassgpt.training.evaluate.evaluate_loss", lambda *_: 5000.0)
+    monkeypatch.setattr("glassgpt.training.evaluate.evaluate_loss", lambda *_, **__: 5000.0)
     result = evaluate(tiny_model(vocab_size=257), tiny_tokenizer, [path])
     assert (result.loss, math.isfinite(result.perplexity)) == (5000.0, True)
 

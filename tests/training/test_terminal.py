@@ -288,9 +288,9 @@ def test_visible() -> None:
 def encode(view: Lines, clock: Clock, seconds: float, total: int = 50_000_000) -> None:
     """Fifty pieces of training text, then one of validation text."""
     for done in range(total // 50, total + 1, total // 50):
-        view.encoding(done, total)
+        view.work("encoding", done, total)
         clock.now += seconds / 50
-    view.encoding(1000, 1000)
+    view.work("encoding", 1000, 1000)
 
 
 def test_a_quick_encoding_is_not_worth_a_word(clock: Clock) -> None:
@@ -313,7 +313,7 @@ def test_a_long_encoding_has_a_bar_that_goes_again(clock: Clock) -> None:
     encode(view, clock, 50)
     assert view._live is None
     shown = printed(view)
-    assert re.search(r"encoding .*━.* 50\.0/50\.0 MB", shown)
+    assert re.search(r"encoding .*━.* 50\.0 of 50\.0 MB", shown)
     assert shown.rstrip().endswith("\x1b[2K")  # the bar's line is erased
     view.start(prepared(), 0)
     view.finish(result())

@@ -9,8 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from glassgpt.cli.console import print_json
-from glassgpt.cli.options import DONE, add_machine, add_model, command, load, whole
+from glassgpt.cli.console import print_json, run_view
+from glassgpt.cli.options import DONE, add_machine, add_model, add_text_field, command, load, whole
 
 
 def add_commands(commands: Any) -> None:
@@ -18,6 +18,7 @@ def add_commands(commands: Any) -> None:
     evaluate = command(commands, "evaluate", _evaluate, "measure a model on text: loss, perplexity, bits per byte")
     add_model(evaluate)
     evaluate.add_argument("text", nargs="+", metavar="TEXT", help="text files or folders")
+    add_text_field(evaluate)
     add_machine(evaluate)
 
     explain = command(commands, "explain", _explain, "show what a model expects at each token, and where it looks")
@@ -36,7 +37,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from glassgpt.training.evaluate import evaluate
 
     model, tokenizer = load(arguments)
-    result = evaluate(model, tokenizer, arguments.text)
+    with run_view(on_stderr=True) as progress:
+        result = evaluate(model, tokenizer, arguments.text, text_fields=arguments.text_field, progress=progress)
     if arguments.json:
         print_json(dataclasses.asdict(result))
     else:

@@ -47,6 +47,7 @@ def train(
     shape: GPTConfig | str | None = None,
     tokenizer: Tokenizer | str | None = None,
     minutes: float | None = None,
+    text_fields: str | Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
@@ -58,16 +59,18 @@ def train(
 
     `shape` is a config, a preset's name, or None: picked from the text's size; so is `tokenizer`, one of "gpt2", "bpe",
     "char", "byte" or a `Tokenizer`. `settings` are the fields of `Settings`; `minutes` sets `steps` from a short
-    measurement instead. With `resume` the run in `out` continues from its last checkpoint, with the settings and the
-    number of CPU `threads` that it began with. `overwrite` puts a new run in the place of an older one, once its first
-    checkpoint is saved.
+    measurement instead. `text_fields` are the fields that hold the text in JSON lines or CSV (see `read_corpus`; none:
+    `text`, or else `messages`).
+
+    With `resume` the run in `out` continues from its last checkpoint, with the settings and the number of CPU `threads`
+    that it began with. `overwrite` puts a new run in the place of an older one, once its first checkpoint is saved.
 
     `out` is a model directory at every moment: the best model so far, by validation loss. Raises `ValueError` and
     `FileNotFoundError` for what the user can fix, `OSError` where another process trains in `out`, and
     `TrainingFailedError` when the loss stays non-finite.
     """
     progress, out, where = progress or Progress(), Path(out), pick_device(device)
-    request = Request(texts, shape, tokenizer, minutes, settings)
+    request = Request(texts, shape, tokenizer, minutes, settings, text_fields)
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other: continue the run, or begin a new one")
     request.checked(where)
