@@ -73,8 +73,9 @@ def check_text(path: Path, head: bytes) -> None:
         return
     for magic, offset, kind, advice in _MAGICS:
         if head[offset : offset + len(magic)] == magic:
-            article = "" if kind.endswith(" text") else "an " if kind[0] in "AEHOSox" else "a "
-            raise NotTextError(f"{path}: {article}{kind}, not UTF-8; {advice.format(path=path)}", kind)
+            article = "an" if kind[0] in "AEHOSox" else "a"
+            named = f"{kind}, not UTF-8" if kind.endswith(" text") else f"{article} {kind}, not text"
+            raise NotTextError(f"{path}: {named}; {advice.format(path=path)}", kind)
     if nul >= 0:
         raise NotTextError(
             f"{path}: looks binary, not text (a NUL byte at offset {nul}); if it is UTF-16, convert it: "

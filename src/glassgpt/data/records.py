@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -34,10 +36,11 @@ class RecordError(Exception):
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"it holds {name}")
 
 
-_JSON = json.JSONDecoder(parse_constant=_no_number)
+# A number is never text, so none is worth computing: some have a million digits.
+_JSON = json.JSONDecoder(parse_int=lambda _: 0, parse_float=lambda _: 0.0, parse_constant=_no_number)
 
 
 def text_of(record: Any, fields: Sequence[str], noun: str = "field") -> tuple[str, str]:
@@ -55,7 +58,7 @@ def text_of(record: Any, fields: Sequence[str], noun: str = "field") -> tuple[st
         if not wanted or any(name not in record for name in wanted):
             missing = next((name for name in wanted if name not in record), "' or '".join(DEFAULT_FIELDS))
             raise ValueError(f"no {noun} '{missing}'; {_names(noun, list(record))}")
-        text = "\n\n".join(filter(None, (_text(record[name], name) for name in wanted)))
+        text = "\n\n".join(filter(None, (_value(record[name], name) for name in wanted)))
         where = f"the {noun}{'s' * (len(wanted) > 1)} {', '.join(map(repr, wanted))}"
     try:
         text.encode("utf-8")
@@ -64,7 +67,7 @@ def text_of(record: Any, fields: Sequence[str], noun: str = "field") -> tuple[st
     return where, text
 
 
-def _text(value: Any, name: str) -> str:
+def _value(value: Any, name: str) -> str:
     if isinstance(value, list):
         return transcript(value)
     if not isinstance(value, str | None):
@@ -79,7 +82,7 @@ def _kind(value: Any) -> str:
 
 def _names(noun: str, names: Sequence[str]) -> str:
     shown = ", ".join(f"'{name[:40]}'" for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return f"the {noun}s are {shown}: name the one to read as text field" if names else f"it has no {noun}s"
+    return f"the {noun}s are {shown}: choose one as text field" if names else f"it has no {noun}s"
 
 
 def _parsed(text: str, at: int = 0) -> tuple[Any, int]:
@@ -90,7 +93,7 @@ def _parsed(text: str, at: int = 0) -> tuple[Any, int]:
         raise ValueError("JSON nested too deep") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"no JSON: {error.msg} at character {error.pos - at + 1}") from None
-    except ValueError as error:  # NaN, or an integer of thousands of digits
+    except ValueError as error:  # NaN
         raise ValueError(f"no JSON: {error}") from None
 
 
@@ -117,26 +120,33 @@ def json_lines(file: BinaryIO) -> Iterator[tuple[int, Any]]:
 
 def json_list(file: BinaryIO) -> Iterator[tuple[int, Any]]:
     """(line, value) of each element of a list, however long it is, one at a time."""
-    text = _Window(file)
-    text.expect("[", "a list")
-    if text.next() == "]":
-        text.expect("]", "")
-    else:
-        while True:
+    with _text(file) as characters:
+        text = _Window(characters)
+        text.expect("[", "a list")
+        while text.next() != "]":
             yield text.line, text.value()
-            if text.next() == "]":
-                text.expect("]", "")
-                break
-            text.expect(",", "a comma or the end of the list")
-    if text.next():
-        raise RecordError(text.line, "no JSON: something follows the end of the list")
+            if text.next() != "]":
+                text.expect(",", "a comma or the end of the list")
+        text.expect("]", "the end of the list")
+        if text.next():
+            raise RecordError(text.line, "no JSON: something follows the end of the list")
+
+
+@contextlib.contextmanager
+def _text(file: BinaryIO) -> Iterator[io.TextIOWrapper]:
+    """The characters of `file`, which stays open."""
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    try:
+        yield text
+    finally:
+        text.detach()
 
 
 class _Window:
     """A moving part of a JSON text."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    def __init__(self, file: io.TextIOWrapper) -> None:
+        self._file = file
         self._text, self._at, self.line = "", 0, 1
 
     def next(self) -> str:
@@ -157,7 +167,6 @@ class _Window:
 
     def value(self) -> Any:
         """The value that begins here."""
-        self.next()
         while True:
             try:
                 value, end = _parsed(self._text, self._at)
@@ -192,43 +201,49 @@ def rows(file: BinaryIO, tabs: bool = False) -> Iterator[tuple[int, Any]]:
 
     That is a comma, or where it has none a semicolon or a tab.
     """
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    line, size = 1, 0
-
-    def lines() -> Iterator[str]:
-        nonlocal size
-        while part := text.readline(MAX_RECORD_BYTES + 1):
-            size += len(part)
-            if size > MAX_RECORD_BYTES:
-                raise RecordError(line, f"{_TOO_LARGE} (a quote may be missing)")
-            yield part
-
-    limit = csv.field_size_limit(MAX_RECORD_BYTES)
+    limit = csv.field_size_limit(MAX_RECORD_BYTES)  # of the whole process
+    table = _Lines()
     try:
-        source = lines()
-        first = next(source, "")
-        delimiter = "\t" if tabs else next((mark for mark in ",;\t" if mark in first), ",")
-        reader = csv.reader(_chain(first, source), delimiter=delimiter, strict=True)
-        header: list[str] | None = None
-        for cells in reader:
-            if cells and header is None:
-                header = _header(cells, line)
-            elif cells and header is not None:
-                if len(cells) != len(header):
-                    raise RecordError(line, f"{len(cells)} cells, where the header has {len(header)} columns")
-                yield line, dict(zip(header, cells, strict=True))
-            line, size = reader.line_num + 1, 0
+        with _text(file) as text:
+            lines = table.of(text)
+            first = next(lines, "")
+            delimiter = "\t" if tabs else next((mark for mark in ",;\t" if mark in first), ",")
+            reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+            header: list[str] = []
+            for cells in filter(None, table.rows(reader)):
+                if not header:
+                    header = _header(cells, table.row)
+                elif len(cells) != len(header):
+                    raise RecordError(table.row, f"{len(cells)} cells, where the header has {len(header)} columns")
+                else:
+                    yield table.row, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise RecordError(line, f"no CSV: {error}") from None
+        raise RecordError(table.row, f"no CSV: {error}") from None
     except UnicodeDecodeError as error:
-        raise RecordError(line, f"not UTF-8 (byte 0x{error.object[error.start]:02x}) in or after this row") from None
+        bad = error.object[error.start]
+        raise RecordError(table.row, f"not UTF-8 (byte 0x{bad:02x}) in or after this row") from None
     finally:
         csv.field_size_limit(limit)
 
 
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+class _Lines:
+    """The lines of a table, none of whose rows may be endless; `row` is where the current one begins."""
+
+    def __init__(self) -> None:
+        self.row, self._line, self._size = 1, 0, 0
+
+    def of(self, text: io.TextIOWrapper) -> Iterator[str]:
+        while part := text.readline(MAX_RECORD_BYTES + 1):
+            self._line += 1
+            self._size += len(part)
+            if self._size > MAX_RECORD_BYTES:
+                raise RecordError(self.row, f"{_TOO_LARGE} (a quote may be missing)")
+            yield part
+
+    def rows(self, reader: Iterator[list[str]]) -> Iterator[list[str]]:
+        for cells in reader:
+            yield cells
+            self.row, self._size = self._line + 1, 0
 
 
 def _header(cells: list[str], line: int) -> list[str]:

@@ -18,7 +18,7 @@ from glassgpt.data.spool import Spool
 from glassgpt.data.unpack import Watched, inner_suffix, unpacked
 
 _CHUNK = 1 << 20
-_PLAIN = "plain text"
+_PLAIN, _RAW_JSON = "plain text", "JSON as plain text"
 _ENDING = {".jsonl": "JSONL", ".ndjson": "JSONL", ".csv": "CSV", ".tsv": "TSV"}
 
 
@@ -36,16 +36,12 @@ class TextFile:
     """Records without text, left out."""
 
     @property
-    def has_records(self) -> bool:
-        """Whether fields could be chosen."""
-        return bool(self.places)
-
-    @property
     def note(self) -> str:
         """What there is to say about it; "" where it is just text."""
         if self.places:
             return documents_from(self.places, self.empty)
-        return "" if self.kind == _PLAIN else f"{self.kind}, {self.bounds[-1] - self.bounds[0]:,} bytes"
+        why = ": it is no list of objects or strings" if self.kind.startswith(_RAW_JSON) else ""
+        return "" if self.kind == _PLAIN else f"{self.kind}, {self.bounds[-1] - self.bounds[0]:,} bytes{why}"
 
 
 def documents_from(places: Counter[str], empty: int) -> str:
@@ -58,7 +54,7 @@ def read_file(path: Path, fields: Sequence[str], spool: Spool, watch: Callable[[
     """Read a file through once. Text that is packed or in records goes to `spool`, plain text stays where it is.
 
     `watch` hears how many bytes of the file have been read. Raises `NotTextError` for a file that is another sort of
-    thing, from its first record on, `ValueError` for one that is damaged after it; nothing of it is left in `spool`.
+    thing, as its first record may show, `ValueError` for one that is damaged; nothing of it is left in `spool`.
     """
     size = spool.size
     try:
@@ -97,7 +93,7 @@ def _kind(suffix: str, start: bytes) -> str:
             isinstance(value, dict) for _, value in json_lines(io.BytesIO(first))
         ):
             return "JSONL"
-    return "JSON as plain text"
+    return _RAW_JSON
 
 
 def _read_records(

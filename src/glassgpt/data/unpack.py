@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from glassgpt.data.kinds import NotTextError
-
 _BUFFER = 1 << 20
 _ENDINGS = (".gz", ".gzip", ".zst", ".zstd")
 
@@ -34,8 +32,8 @@ class Watched(io.FileIO):
 def unpacked(path: Path, file: io.BufferedReader[Any]) -> tuple[str, io.BufferedReader[Any]]:
     """("gzip", "zstd" or "", the bytes in it) of a file, by its first bytes; `file` itself where it is neither.
 
-    What is read is as large as it is asked for, however much is packed. Raises `NotTextError` where the file is damaged
-    from its start, `ValueError` later on, `ImportError` where nothing here unpacks zstd.
+    No more is unpacked at once than is asked for. Reading raises `ValueError` where the file is damaged; this
+    raises `ImportError` where nothing here unpacks zstd.
     """
     head = file.peek(4)
     if head.startswith(b"\x1f\x8b"):
@@ -55,7 +53,7 @@ def inner_suffix(path: Path) -> str:
 
 class _Unpacked(io.RawIOBase):
     def __init__(self, path: Path, packing: str, file: Any, errors: tuple[type[Exception], ...]) -> None:
-        self._path, self.packing, self._file, self._errors, self._begun = path, packing, file, errors, False
+        self._path, self.packing, self._file, self._errors = path, packing, file, errors
 
     def readable(self) -> bool:
         return True
@@ -65,11 +63,7 @@ class _Unpacked(io.RawIOBase):
             n: int = self._file.readinto(buffer)
         except self._errors as error:
             reason = "it ends too soon" if isinstance(error, EOFError) else str(error)
-            message = f"{self._path}: damaged {self.packing} file: {reason}; fetch or pack it again"
-            if self._begun:
-                raise ValueError(message) from None
-            raise NotTextError(message, f"damaged {self.packing} file") from None
-        self._begun = True
+            raise ValueError(f"{self._path}: damaged {self.packing} file: {reason}; fetch or pack it again") from None
         return n
 
 

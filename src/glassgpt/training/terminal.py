@@ -82,7 +82,7 @@ class Lines(Progress):
         left = f"  {_clock((total - done) / rate)} left" if rate else ""
         if unit == "bytes":
             return f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB  {rate / 1e6:,.1f} MB/s{left}"
-        return f"{done:,} of {total:,} {unit}  {rate:,.1f} {unit}/s{left}"
+        return f"{done:,} of {total:,} {unit}  {rate:,.0f} {unit}/s{left}"
 
     def start(self, prepared: Prepared, first_step: int) -> None:
         """See `Progress`."""
