@@ -371,8 +371,11 @@ def test_documents_of_one_file_can_be_read_at_once_and_split(tmp_path: Path) -> 
     texts = [f"text {n} " * (n % 7 + 1) for n in range(200)]
     path = write(tmp_path / "a.jsonl.gz", gzip.compress(lines(*({"text": text} for text in texts)).encode()))
     documents = read_corpus([path])
-    side_by_side = zip(*(document.pieces(8) for document in documents[7:10]), strict=False)
-    assert list(side_by_side)[0] == tuple(f"text {n} "[:8] for n in (7, 8, 9))
+    side_by_side = list(zip(*(document.pieces(8) for document in documents[4:7]), strict=False))
+    assert len(side_by_side) > 2
+    assert all(
+        text.startswith("".join(part)) for text, part in zip(texts[4:7], zip(*side_by_side, strict=True), strict=True)
+    )
     training, validation = split_documents(documents)
     assert sorted("".join(texts_of(training) + texts_of(validation))) == sorted("".join(texts))
     assert read_corpus([path, tmp_path]).__len__() == len(texts), "a file met twice counts once"

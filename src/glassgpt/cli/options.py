@@ -96,7 +96,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_text_field(parser: argparse.ArgumentParser) -> None:
-    """Where in a record its text is."""
+    """Where the text of a record is."""
     parser.add_argument(
         "--text-field",
         action="append",
