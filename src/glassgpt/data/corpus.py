@@ -194,7 +194,7 @@ def _tell_of_folder(
         counts = f"left out {len(skipped)} of {len(files)} files that are not UTF-8 text"
         kinds = _counted(Counter(error.kind for error in skipped))
         _log.warning("%s", one_line(f"{folder}: {counts} ({kinds}); the first: {skipped[0]}"))
-    if texts:
+    if any(text.note for text in texts):
         kinds = _counted(Counter(text.kind for text in texts))
         places = sum((text.places for text in texts), Counter[str]())
         records = f"; {documents_from(places, sum(text.empty for text in texts))}" if places else ""

@@ -78,7 +78,7 @@ class Lines(Progress):
         seconds, done, total = now - self._began, self._done, self._total
         if not total:
             return f"{_clock(seconds)} so far"
-        rate = (done - self._first_done) / seconds
+        rate = (done - self._first_done) / seconds if seconds else 0.0
         left = f"  {_clock((total - done) / rate)} left" if rate else ""
         if unit == "bytes":
             return f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB  {rate / 1e6:,.1f} MB/s{left}"
