@@ -323,6 +323,11 @@ NAMED: dict[str, tuple[bytes, str]] = {
     **{f"pickle {n}": (pickle.dumps(["a"], n), "a pickle, not text; a pickle is a program") for n in (2, 3, 4, 5)},
     "UTF-16 LE": (codecs.BOM_UTF16_LE + "text".encode("utf-16-le"), "UTF-16 text, not UTF-8; .*iconv -f UTF-16 "),
     "UTF-16 BE": (codecs.BOM_UTF16_BE + "text".encode("utf-16-be"), "UTF-16 text, not UTF-8; .*iconv -f UTF-16 "),
+    "UTF-16 without NUL": (
+        codecs.BOM_UTF16_LE + "漢字".encode("utf-16-le"),
+        "UTF-16 text, not UTF-8; .*iconv -f UTF-16 ",
+    ),
+    "JPEG without NUL": (b"\xff\xd8\xff\xe1Exif", "a picture, not text"),
     "UTF-32": ("text".encode("utf-32"), "UTF-32 text, not UTF-8; .*iconv -f UTF-32 "),
     "unknown": (b"\x7fELF\x02\0", "looks binary, not text"),
 }
@@ -401,7 +406,7 @@ def test_the_temporary_file_has_no_name_and_goes_with_its_documents(tmp_path: Pa
 
 
 def test_a_file_that_is_left_out_leaves_nothing(tmp_path: Path) -> None:
-    write(tmp_path / "a.txt.gz", gzip.compress(b"text" * 9000 + b"\xff"))
+    write(tmp_path / "a.txt.gz", gzip.compress(b"text" * 500_000 + b"\xff"))
     write(tmp_path / "b.txt.gz", gzip.compress(b"good"))
     (document,) = read_corpus([tmp_path])
     assert (document.start, document.stop) == (0, 4)
