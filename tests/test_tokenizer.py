@@ -13,6 +13,7 @@ import pytest
 import tokenizers
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from glassgpt import Tokenizer
 from glassgpt import tokenizer as module
@@ -292,6 +293,14 @@ def test_saved_and_loaded_and_opened_by_transformers(
     for sample in samples:
         marked = tokenizer.encode(sample + END_OF_TEXT, allowed_special="all")
         assert theirs(sample + END_OF_TEXT).input_ids == marked
+
+
+@given(MIXED)
+def test_small_pieces_have_the_words_of_the_whole(text: str) -> None:
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
+    pieces = list(module._small([text], 2))
+    assert "".join(pieces) == text
+    assert [word for piece in pieces for word, _ in words(piece)] == [word for word, _ in words(text)]
 
 
 @given(

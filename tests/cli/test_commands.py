@@ -621,8 +621,23 @@ def test_a_letter_of_the_validation_part_alone_is_in_the_alphabet(glass: Callabl
     assert code == 0, errors
 
 
+def test_records_are_trained_on_and_measured(glass: Callable[..., Answer], tmp_path: Path) -> None:
+    path = tmp_path / "texts.csv"
+    path.write_text("id,body\n" + "".join(f"{n},{SENTENCE.strip()!r}\n".replace("'", '"') for n in range(60)), "utf-8")
+    small = ["--shape", "nano", "--tokenizer", "byte", "--steps", 1, "--batch-size", 1, "--sample-tokens", 0]
+    code, printed, errors = glass("train", path, "--text-field", "body", "--out", tmp_path / "run", *small)
+    assert (code, errors.count("\n")) == (0, 1), errors
+    assert f"{path}: 60 documents from the column 'body'\n" in printed
+    code, printed, errors = glass("evaluate", "model", path, "--text-field", "body", "--json")
+    assert (code, json.loads(printed)["n_bytes"]) == (0, 60 * len(SENTENCE.strip()))
+    assert errors == f"{path}: 60 documents from the column 'body'\n"
+    code, _, errors = glass("evaluate", "model", path)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert f"{path}:2: no column 'text' or 'messages'; the columns are 'id', 'body': choose one as text field" in errors
+
+
 def test_json_has_no_word_for_infinity(glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glassgpt.training.evaluate.evaluate_loss", lambda *_: float("nan"))
+    monkeypatch.setattr("glassgpt.training.evaluate.evaluate_loss", lambda *_, **__: float("nan"))
     assert json.loads(glass("evaluate", "model", "text.txt", "--json")[1])["loss"] is None
 
 

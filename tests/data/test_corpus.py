@@ -112,7 +112,7 @@ def test_folder_leaves_out_what_is_no_text_and_says_so(tmp_path: Path, caplog: p
         (codecs.BOM_UTF8, "x.txt: the file is empty"),
         (b" \n\t\r\n", "x.txt: only white space"),
         (b"text\0", "x.txt: looks binary.*offset 4.*iconv"),
-        ("text".encode("utf-16"), "x.txt: looks binary.*iconv -f UTF-16"),
+        ("text".encode("utf-16"), "x.txt: UTF-16 text.*iconv -f UTF-16"),
         (b"caf\xe9 au lait", r"x.txt: not UTF-8 \(byte 0xe9 at offset 3\).*iconv"),
         (codecs.BOM_UTF8 + b"caf\xe9 au lait", "byte 0xe9 at offset 6"),
         (b"cut \xe2\x82", "byte 0xe2 at offset 4"),
@@ -139,12 +139,12 @@ def test_a_character_over_the_edge_of_two_reads_is_no_error(tmp_path: Path) -> N
 def test_missing_paths_and_folders_without_text(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "binary").mkdir()
-    (tmp_path / "binary" / "x.gz").write_bytes(b"\x1f\x8b\0")
+    (tmp_path / "binary" / "x.bin").write_bytes(b"\x7fELF\0\0")
     with pytest.raises(ValueError, match=r"gone\.txt: no such file"):
         read_corpus([tmp_path / "gone.txt"])
     with pytest.raises(ValueError, match=r"empty: no UTF-8 text among the 0 files"):
         read_corpus([tmp_path / "empty"])
-    with pytest.raises(ValueError, match=r"binary: no UTF-8 text among the 1 files.*x\.gz: looks binary"):
+    with pytest.raises(ValueError, match=r"binary: no UTF-8 text among the 1 files.*x\.bin: looks binary"):
         read_corpus([tmp_path / "binary"])
 
 

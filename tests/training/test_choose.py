@@ -1,3 +1,4 @@
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,13 @@ from glassgpt.training.progress import Progress
 class Heard(Progress):
     def __init__(self) -> None:
         self.messages: list[str] = []
+        self.works: list[tuple[str, int, int]] = []
 
     def message(self, text: str) -> None:
         self.messages.append(text)
+
+    def work(self, name: str, done: int, total: int, unit: str = "bytes") -> None:
+        self.works.append((name, done, total))
 
 
 def write_texts(folder: Path, n: int) -> list[Path]:
@@ -49,6 +54,26 @@ def test_a_text_of_usual_size_is_read_whole(tmp_path: Path) -> None:
     whole = Tokenizer.train_bpe([text for document in documents for text in document.pieces()], 512)
     assert tokenizer.fingerprint == whole.fingerprint
     assert heard.messages == ["training a tokenizer on the training part"]
+
+
+def test_the_making_of_a_bpe_can_be_followed(tmp_path: Path) -> None:
+    documents = read_corpus(write_texts(tmp_path, 3))
+    size = sum(document.n_bytes for document in documents)
+    heard, threads = Heard(), threading.enumerate()
+    choose_tokenizer("bpe", documents, documents, [], heard)
+    parts = [documents[0].n_bytes * n for n in (1, 2, 3)]
+    assert heard.works[:4] == [*(("counting words", part, size) for part in parts), ("merging pairs", 0, 0)]
+    assert heard.works[-1] == ("merging pairs", 1, 1)
+    assert threading.enumerate() == threads
+
+
+def test_a_bpe_that_fails_leaves_nothing_running(tmp_path: Path) -> None:
+    documents = read_corpus(write_texts(tmp_path, 1))
+    (tmp_path / "0.txt").unlink()
+    threads = threading.enumerate()
+    with pytest.raises(FileNotFoundError):
+        choose_tokenizer("bpe", documents, documents, [], Heard())
+    assert threading.enumerate() == threads
 
 
 def test_characters_are_those_of_both_parts(tmp_path: Path) -> None:

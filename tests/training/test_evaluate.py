@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from glassgpt import GPTModel, Tokenizer
 from glassgpt.data.corpus import read_corpus
 from glassgpt.data.tokens import write_tokens
 from glassgpt.training.evaluate import evaluate, evaluate_run
+from glassgpt.training.progress import Progress
 
 TEXT = "To be, or not to be: that is the question. …é😀\n" * 9
 
@@ -102,6 +104,36 @@ def test_several_files_and_folders(tiny_model, tiny_tokenizer: Tokenizer, tmp_pa
     assert result.n_tokens == result.n_bytes + 2  # each ends with the end of text
 
 
+def test_records_and_progress(tiny_model, tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Two records are measured as two files are."""
+
+    class Heard(Progress):
+        def __init__(self) -> None:
+            self.messages: list[str] = []
+            self.works: dict[str, tuple[int, int, str]] = {}
+
+        def message(self, text: str) -> None:
+            self.messages.append(text)
+
+        def work(self, name: str, done: int, total: int, unit: str = "bytes") -> None:
+            self.works[name] = (done, total, unit)
+
+    model, heard = tiny_model(vocab_size=tiny_tokenizer.n_vocab), Heard()
+    for name in ("one.txt", "two.txt"):
+        (tmp_path / name).write_text(TEXT, encoding="utf-8", newline="\n")
+    path = tmp_path / "texts.jsonl"
+    path.write_text(json.dumps({"body": TEXT}) + "\n" + json.dumps({"body": TEXT}), encoding="utf-8")
+    result = evaluate(model, tiny_tokenizer, [path], text_fields=["body"], progress=heard)
+    assert result == evaluate(model, tiny_tokenizer, [tmp_path / "one.txt", tmp_path / "two.txt"])
+    assert heard.messages == [f"{path}: 2 documents from the field 'body'"]
+    size, n_targets = path.stat().st_size, result.n_tokens - 1
+    assert heard.works == {
+        "reading": (size, size, "bytes"),
+        "encoding": (result.n_bytes, result.n_bytes, "bytes"),
+        "evaluating": (n_targets, n_targets, "tokens"),
+    }
+
+
 def test_a_text_shorter_than_the_context(tiny_model, tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("ab", encoding="utf-8")
@@ -117,7 +149,7 @@ def test_a_hopeless_loss_has_a_perplexity_still(
 ) -> None:
     path = tmp_path / "text.txt"
     path.write_text(TEXT, encoding="utf-8")
-    monkeypatch.setattr("glassgpt.training.evaluate.evaluate_loss", lambda *_: 5000.0)
+    monkeypatch.setattr("glassgpt.training.evaluate.evaluate_loss", lambda *_, **__: 5000.0)
     result = evaluate(tiny_model(vocab_size=257), tiny_tokenizer, [path])
     assert (result.loss, math.isfinite(result.perplexity)) == (5000.0, True)
 

@@ -288,9 +288,9 @@ def test_visible() -> None:
 def encode(view: Lines, clock: Clock, seconds: float, total: int = 50_000_000) -> None:
     """Fifty pieces of training text, then one of validation text."""
     for done in range(total // 50, total + 1, total // 50):
-        view.encoding(done, total)
+        view.work("encoding", done, total)
         clock.now += seconds / 50
-    view.encoding(1000, 1000)
+    view.work("encoding", 1000, 1000)
 
 
 def test_a_quick_encoding_is_not_worth_a_word(clock: Clock) -> None:
@@ -313,11 +313,45 @@ def test_a_long_encoding_has_a_bar_that_goes_again(clock: Clock) -> None:
     encode(view, clock, 50)
     assert view._live is None
     shown = printed(view)
-    assert re.search(r"encoding .*━.* 50\.0/50\.0 MB", shown)
+    assert re.search(r"encoding .*━.* 50\.0 of 50\.0 MB", shown)
     assert shown.rstrip().endswith("\x1b[2K")  # the bar's line is erased
     view.start(prepared(), 0)
     view.finish(result())
     assert "0/100" in printed(view)
+
+
+def test_work_that_is_not_counted_in_bytes(clock: Clock) -> None:
+    view = Lines(paper(200))
+    for done in range(0, 5001, 100):
+        view.work("evaluating", done, 5000, "tokens")
+        clock.now += 0.5
+    lines = printed(view).splitlines()
+    assert len(lines) == 3
+    assert lines[0] == "evaluating 400 of 5,000 tokens  200 tokens/s  0:00:23 left"
+
+
+def test_work_whose_end_is_unknown(clock: Clock) -> None:
+    views = (Lines(paper(200)), LiveView(screen()))
+    for view in views:
+        view.work("counting words", 10, 10)
+        for _ in range(15):
+            view.work("merging pairs", 0, 0)
+            clock.now += 1
+        view.work("merging pairs", 1, 1)
+    assert printed(views[0]).splitlines() == ["merging pairs 0:00:02 so far", "merging pairs 0:00:12 so far"]
+    assert "merging pairs" in printed(views[1])
+    assert views[1]._live is None
+
+
+def test_a_bar_makes_room_for_the_next(clock: Clock) -> None:
+    view = LiveView(screen())
+    for name in ("reading", "encoding"):
+        for done in (1, 2, 3):  # never to the end
+            view.work(name, done * 1_000_000, 9_000_000)
+            clock.now += 3
+    assert view._live is not None
+    view.close()
+    assert re.search(r"reading .*3\.0 of 9\.0 MB.*encoding .*3\.0 of 9\.0 MB", printed(view), re.DOTALL)
 
 
 # ---- which view ----------------------------------------

@@ -279,6 +279,26 @@ def test_resume_refuses_what_the_run_was_not(tmp_path: Path, text: Path) -> None
     assert train(out=out, resume=True, steps=25, dtype="auto").steps == 25
 
 
+def test_records_train_as_files_do(tmp_path: Path, text: Path) -> None:
+    """The same documents give the same run, and a resume knows the fields again."""
+    words = text.read_text(encoding="utf-8")
+    parts = [words[start : start + 400] for start in range(0, len(words), 400)]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for n, part in enumerate(parts):
+        (folder / f"{n:04}.txt").write_text(part, encoding="utf-8", newline="\n")
+    records = tmp_path / "texts.jsonl"
+    records.write_text("\n".join(json.dumps({"body": part}) for part in parts), encoding="utf-8")
+    run(folder, tmp_path / "files")
+    run(records, tmp_path / "records", text_fields=["body"])
+    assert_same_run(tmp_path / "files", tmp_path / "records")
+    with pytest.raises(ValueError, match="the text fields were body"):
+        train(out=tmp_path / "records", resume=True, text_fields=["text"])
+    assert train([records], tmp_path / "records", resume=True, text_fields="body", steps=21).steps == 21
+    with pytest.raises(ValueError, match="text fields body: Python's own manual has no fields"):
+        train(out=tmp_path / "new", text_fields=["body"], **SETTINGS)
+
+
 def test_numbers_that_break_are_skipped_then_given_up(tmp_path: Path, text: Path, monkeypatch: object) -> None:
     from glassgpt.training import step
 

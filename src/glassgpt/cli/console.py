@@ -78,11 +78,11 @@ def print_json(value: Any) -> None:
 
 
 @contextlib.contextmanager
-def run_view(json_asked: bool) -> Iterator[Progress]:
-    """The view of a training run; the terminal is left in order whatever happens."""
+def run_view(on_stderr: bool) -> Iterator[Progress]:
+    """The view of a run or of other long work; the terminal is left in order whatever happens."""
     from glassgpt.training.terminal import LiveView, progress_for
 
-    progress = progress_for(sys.stderr if json_asked else sys.stdout)
+    progress = progress_for(sys.stderr if on_stderr else sys.stdout)
     try:
         yield progress
     finally:

@@ -12,6 +12,7 @@ from typing import Any
 
 from glassgpt.cli.console import print_json, read_standard_input, say
 from glassgpt.cli.options import DONE, FAILED, add_fields, add_machine, add_model, command, given, load, whole
+from glassgpt.data.transcript import MODEL, PERSON, STOP, asked
 from glassgpt.generation.options import Generation
 from glassgpt.terminal_text import one_line, visible
 
@@ -74,7 +75,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _chat(arguments: argparse.Namespace) -> int:
     options = given(arguments, Generation)
-    options["stop"] = [*options.get("stop", ()), "\nYou:"]
+    options["stop"] = [*options.get("stop", ()), STOP]
     model, tokenizer = load(arguments)
     from glassgpt.generation.text import stream
 
@@ -85,7 +86,7 @@ def _chat(arguments: argparse.Namespace) -> int:
     text = ""
     while True:
         try:
-            line = input("You: ")
+            line = input(f"{PERSON} ")
         except (EOFError, KeyboardInterrupt):
             print()
             return DONE
@@ -99,15 +100,15 @@ def _chat(arguments: argparse.Namespace) -> int:
                 text = ""
             print(_CHAT_ANSWERS.get(word, f"unknown command {word}: /help shows those that there are"))
             continue
-        asked = f"{text}You: {line}\nGPT:"
+        now = asked(text, line)
         try:
-            pieces = stream(model, tokenizer, asked, **options)
+            pieces = stream(model, tokenizer, now, **options)
         except ValueError as error:  # a character that the vocabulary lacks, or too long a talk: the line is forgotten
             say(one_line(error), FAILED)
             continue
-        text = asked
+        text = now
         with contextlib.suppress(KeyboardInterrupt):  # what was shown so far stays in the talk
-            for piece in _printed("GPT:", pieces):
+            for piece in _printed(MODEL, pieces):
                 text += piece
         text += "\n"
 

@@ -9,8 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from glassgpt.cli.console import print_json
-from glassgpt.cli.options import DONE, add_machine, add_model, command, load, whole
+from glassgpt.cli.console import print_json, run_view
+from glassgpt.cli.options import DONE, add_machine, add_model, add_text_field, command, load, whole
 
 
 def add_commands(commands: Any) -> None:
@@ -20,6 +20,7 @@ def add_commands(commands: Any) -> None:
     evaluate.add_argument(
         "text", nargs="*", metavar="TEXT", help="text files or folders (default: the validation part of a run)"
     )
+    add_text_field(evaluate)
     add_machine(evaluate)
 
     explain = command(commands, "explain", _explain, "show what a model expects at each token, and where it looks")
@@ -38,10 +39,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from glassgpt.training.evaluate import evaluate, evaluate_run
 
     model, tokenizer = load(arguments)
-    if arguments.text:
-        result = evaluate(model, tokenizer, arguments.text)
-    else:
-        result = evaluate_run(model, tokenizer, arguments.model)
+    with run_view(on_stderr=True) as progress:
+        if arguments.text:
+            result = evaluate(model, tokenizer, arguments.text, text_fields=arguments.text_field, progress=progress)
+        else:
+            result = evaluate_run(model, tokenizer, arguments.model, progress=progress)
     if arguments.json:
         print_json(dataclasses.asdict(result))
     else:

@@ -102,6 +102,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a model directory or file, or a name to download: gpt2")
 
 
+def add_text_field(parser: argparse.ArgumentParser) -> None:
+    """Where the text of a record is."""
+    parser.add_argument(
+        "--text-field",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="field or column that holds the text in JSON lines or CSV; several are joined (default: text or messages)",
+    )
+
+
 def add_machine(parser: argparse.ArgumentParser, device: bool = True) -> None:
     """Where to compute."""
     if device:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from glassgpt.cli.console import print_json, run_view
-from glassgpt.cli.options import DONE, FAILED, above_zero, add_fields, add_machine, command, given
+from glassgpt.cli.options import DONE, FAILED, above_zero, add_fields, add_machine, add_text_field, command, given
 from glassgpt.config import PRESETS, GPTConfig, preset_sizes
 from glassgpt.training.settings import Settings
 
@@ -34,6 +34,7 @@ def add_commands(commands: Any) -> None:
 
     train = command(commands, "train", _train, "train a GPT on your own text")
     train.add_argument("text", nargs="*", metavar="TEXT", help="text files or folders (none: Python's own manual)")
+    add_text_field(train)
     train.add_argument("--out", default="runs/model", metavar="DIR", help="directory of the run (default: %(default)s)")
     train.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     train.add_argument("--overwrite", action="store_true", help="put a new run in the place of the one in --out")
@@ -68,7 +69,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     from glassgpt.device import set_threads
 
     set_threads(arguments.threads)
-    with run_view(json_asked=False) as progress:
+    with run_view(on_stderr=False) as progress:
         result = demo(arguments.out, arguments.seconds, progress, sys.stdout)
     return DONE if result.finished else FAILED
 
@@ -89,6 +90,7 @@ def _train(arguments: argparse.Namespace) -> int:
             model=arguments.model,
             tokenizer=arguments.tokenizer,
             minutes=arguments.minutes,
+            text_fields=arguments.text_field,
             resume=arguments.resume,
             overwrite=arguments.overwrite,
             device=arguments.device,

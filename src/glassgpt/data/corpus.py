@@ -5,7 +5,6 @@ bounded pieces, so a text larger than the memory is no special case.
 """
 
 import ast
-import codecs
 import contextlib
 import io
 import logging
@@ -13,13 +12,17 @@ import os
 import re
 import sysconfig
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
+from glassgpt.data.kinds import NotTextError
+from glassgpt.data.spool import Spool
+from glassgpt.data.text_file import TextFile, documents_from, read_file
 from glassgpt.terminal_text import one_line
 
 _log = logging.getLogger(__name__)
@@ -27,15 +30,15 @@ _log = logging.getLogger(__name__)
 _MIB = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Document:
-    """The bytes `start` to `stop` of a file, or of a UTF-8 text in memory.
+    """The bytes `start` to `stop` of a file, of what was unpacked, or of a UTF-8 text in memory.
 
     Nothing is read before `pieces` is called.
     """
 
     name: str
-    source: Path | bytes = field(repr=False)
+    source: Path | Spool | bytes = field(repr=False)
     start: int
     stop: int
 
@@ -62,10 +65,10 @@ class Document:
         (a ValueError) if it is no longer UTF-8.
         """
         assert max_bytes >= 8, "a piece must hold a character and the start of the next"
-        with self._open() as file:
+        with self._reading() as read:
             left, rest = self.n_bytes, b""
             while left:
-                chunk = file.read(min(left, max_bytes - len(rest)))
+                chunk = read(min(left, max_bytes - len(rest)))
                 if not chunk:
                     raise OSError(f"{self.name}: the file changed while it was read; start again")
                 left -= len(chunk)
@@ -74,10 +77,15 @@ class Document:
                 rest = block[end:]
                 yield block[:end].decode("utf-8")
 
-    def _open(self) -> BinaryIO:
-        file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
-        file.seek(self.start)
-        return file
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Callable[[int], bytes]]:
+        """Gives a function that reads so many bytes on from `start`, and may read past `stop`."""
+        if isinstance(self.source, Spool):
+            yield self.source.reader(self.start)
+        else:
+            with io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb") as file:
+                file.seek(self.start)
+                yield file.read
 
 
 # Places to cut UTF-8. The greedy start makes each pattern find the last one in a block.
@@ -93,47 +101,108 @@ def _cut(block: bytes, patterns: Sequence[re.Pattern[bytes]]) -> int:
     return next((match.end() for pattern in patterns if (match := pattern.match(block))), 0)
 
 
-def read_corpus(paths: Sequence[str | Path]) -> list[Document]:
-    """The text files named by `paths`, and those in the folders named by it, in the order given.
+def read_corpus(
+    paths: Sequence[str | Path],
+    *,
+    text_fields: str | Sequence[str] = (),
+    scratch: Path | None = None,
+    message: Callable[[str], None] = lambda _: None,
+    progress: Callable[[int, int], None] = lambda _, __: None,
+) -> list[Document]:
+    """The documents in the files named by `paths`, and in the folders named by it, in the order given.
+
+    A text file is one document. JSON lines, a list in JSON, and CSV hold one in each record: in its `text_fields`,
+    joined by a blank line, or else in the field `text` or `messages` (see `records.text_of`). Any of them may be packed
+    by gzip or zstd. What has to be unpacked lies in a temporary file in the folder `scratch` (None: the system's) for
+    as long as there is a document of it. docs/text.md has the whole table.
 
     A folder is read recursively, sorted by path, without hidden files and without the directories of models and
     runs; files in it that are not UTF-8 text, or empty, are left out. One logged warning counts what is left out. A
     file met twice counts once. A UTF-8 byte order mark is dropped. Every file is read through once, a part at a
-    time, to check its encoding.
+    time, to check its encoding. `message` hears what was found where that is not plain to see, `progress` the bytes of
+    the files that were read, and of all.
 
-    Raises ValueError for a path that does not exist, a folder without text, and a file named directly that is
-    empty, binary or not UTF-8 (naming the offset of the first bad byte).
+    Raises ValueError for a path that does not exist, a folder without text, a file named directly that is empty, binary
+    or not UTF-8 (naming the offset of the first bad byte), a record that is damaged or lacks the text (naming its line;
+    in a folder, where it is the file's first record the file is left out), and text fields where there are no records;
+    ImportError where nothing here unpacks zstd.
     """
-    documents: dict[Path, Document] = {}
-    for path in map(Path, paths):
+    places = [(path, *_files_at(path)) for path in map(Path, paths)]
+    fields = (text_fields,) if isinstance(text_fields, str) else tuple(text_fields)
+    total = max(1, sum(file.stat().st_size for _, files, _ in places for file in files))
+    spool, done = Spool(scratch), 0
+
+    def watch(n: int) -> None:
+        progress(done + n, total)
+
+    found: dict[Path, TextFile] = {}
+    documents: list[Document] = []
+    for path, files, models in places:
+        new, skipped = [], []
+        for file in files:
+            if (real := file.resolve()) in found:
+                continue
+            try:
+                found[real] = text = read_file(file, fields, spool, watch)
+            except NotTextError as error:
+                if not path.is_dir():
+                    raise
+                skipped.append(error)
+            else:
+                new.append(text)
+                documents += _documents(str(file), text)
+            done += file.stat().st_size
         if path.is_dir():
-            found = _read_folder(path)
-        elif path.is_file():
-            found = [_read_file(path)]
-        else:
-            raise ValueError(f"{path}: {'neither a file nor a folder' if path.exists() else 'no such file'}")
-        for document in found:
-            documents.setdefault(Path(document.name).resolve(), document)
-    return list(documents.values())
+            _tell_of_folder(path, files, models, new, skipped, message)
+        elif new and new[0].note:
+            message(f"{path}: {new[0].note}")
+    progress(total, total)
+    if fields and not any(text.places for text in found.values()):
+        raise ValueError(f"text fields {', '.join(fields)}: none of the files has records, so there are no fields")
+    return documents
 
 
-def _read_folder(folder: Path) -> list[Document]:
-    files, models = _files_in(folder)
+def _files_at(path: Path) -> tuple[list[Path], list[Path]]:
+    """The files to read for a path, and the directories of models left out."""
+    if path.is_dir():
+        return _files_in(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: {'neither a file nor a folder' if path.exists() else 'no such file'}")
+    return [path], []
+
+
+def _documents(name: str, text: TextFile) -> Iterator[Document]:
+    for start, stop in pairwise(text.bounds):
+        yield Document(name, text.source, start, stop)
+
+
+def _tell_of_folder(
+    folder: Path,
+    files: Sequence[Path],
+    models: Sequence[Path],
+    texts: Sequence[TextFile],
+    skipped: Sequence[NotTextError],
+    message: Callable[[str], None],
+) -> None:
+    """Say what was found in a folder, and warn of what was left out; `ValueError` where nothing was found."""
     if models:
         _log.warning("%s", one_line(f"{folder}: left out {len(models)} directories of models; the first: {models[0]}"))
-    documents, skipped = [], []
-    for path in files:
-        try:
-            documents.append(_read_file(path))
-        except ValueError as error:
-            skipped.append(str(error))
-    if not documents:
+    if len(skipped) == len(files):
         first = f" (the first: {skipped[0]})" if skipped else ""
         raise ValueError(f"{folder}: no UTF-8 text among the {len(files)} files of this folder{first}")
     if skipped:
         counts = f"left out {len(skipped)} of {len(files)} files that are not UTF-8 text"
-        _log.warning("%s", one_line(f"{folder}: {counts}; the first: {skipped[0]}"))
-    return documents
+        kinds = _counted(Counter(error.kind for error in skipped))
+        _log.warning("%s", one_line(f"{folder}: {counts} ({kinds}); the first: {skipped[0]}"))
+    if any(text.note for text in texts):
+        kinds = _counted(Counter(text.kind for text in texts))
+        places = sum((text.places for text in texts), Counter[str]())
+        records = f"; {documents_from(places, sum(text.empty for text in texts))}" if places else ""
+        message(f"{folder}: {len(texts):,} file{'s' * (len(texts) != 1)}: {kinds}{records}")
+
+
+def _counted(kinds: Counter[str]) -> str:
+    return ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))
 
 
 def _files_in(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -155,40 +224,6 @@ def _is_model(names: set[str]) -> bool:
     """Whether a directory with these files is what `train` or another tool saved, not text."""
     weights = any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
     return {"run.json", "log.jsonl"} <= names or ("config.json" in names and weights)
-
-
-def _read_file(path: Path) -> Document:
-    """Check that a file is text, a MiB at a time."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset, blank, start = 0, True, 0
-    with path.open("rb") as file:
-        head = file.read(8192)
-        if (nul := head.find(b"\0")) >= 0:
-            raise ValueError(
-                f"{path}: looks binary, not text (a NUL byte at offset {nul}); if it is UTF-16, convert it: "
-                f"iconv -f UTF-16 -t UTF-8 '{path}' > text.txt"
-            )
-        if head.startswith(codecs.BOM_UTF8):
-            start = len(codecs.BOM_UTF8)
-        file.seek(start)
-        while True:
-            chunk = file.read(_MIB)
-            pending = len(decoder.getstate()[0])
-            try:
-                text = decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                bad = start + offset - pending + error.start
-                raise ValueError(
-                    f"{path}: not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {bad}); convert it "
-                    f"from the encoding it has, e.g. iconv -f WINDOWS-1252 -t UTF-8 '{path}' > text.txt"
-                ) from None
-            blank = blank and not text.strip()
-            offset += len(chunk)
-            if not chunk:
-                break
-    if blank:
-        raise ValueError(f"{path}: {'only white space' if offset else 'the file is empty'}; add text to it")
-    return Document(str(path), path, start, start + offset)
 
 
 # Folders of the standard library whose docstrings are not a manual: tests, generated tables, other projects.
@@ -213,7 +248,7 @@ def default_corpus() -> list[Document]:
         parts = path.relative_to(library).with_suffix("").parts
         if not _NOT_MANUAL.intersection(parts):
             texts += _module_docstrings(path, ".".join(parts).removesuffix(".__init__"))
-    documents = _documents(texts)
+    documents = _manual(texts)
     if not documents:
         raise ValueError(f"no docstrings under {library} and no pydoc topics: name a text file of your own")
     return documents
@@ -221,7 +256,7 @@ def default_corpus() -> list[Document]:
 
 def manual_topics() -> list[Document]:
     """The part of `default_corpus` that is there at once, half a MB; all of it where this Python lacks that part."""
-    return _documents(_topics()) or default_corpus()
+    return _manual(_topics()) or default_corpus()
 
 
 def _topics() -> list[tuple[str, str]]:
@@ -232,7 +267,7 @@ def _topics() -> list[tuple[str, str]]:
     return []
 
 
-def _documents(texts: list[tuple[str, str]]) -> list[Document]:
+def _manual(texts: list[tuple[str, str]]) -> list[Document]:
     documents: dict[str, Document] = {}
     for name, text in sorted(texts):
         text = text.strip() + "\n"
@@ -292,13 +327,15 @@ def split_documents(
         cut = document.start + taken
         if document.start < cut < document.stop:
             cut = _cut_near(document, cut, window)
-        training.append(replace(document, stop=cut))
-        validation.append(replace(document, start=cut))
-    return [d for d in training if d.n_bytes], [d for d in validation if d.n_bytes]
+        if cut > document.start:
+            training.append(document if cut == document.stop else replace(document, stop=cut))
+        if cut < document.stop:
+            validation.append(document if cut == document.start else replace(document, start=cut))
+    return training, validation
 
 
 def _cut_near(document: Document, offset: int, window: int) -> int:
     """A good offset to cut a document at, at most `window` bytes (and a character) before `offset`."""
     first = max(document.start, offset - max(window, 4))
-    with replace(document, start=first)._open() as file:
-        return first + _cut(file.read(offset + 1 - first), _LINE_ENDS)
+    with replace(document, start=first)._reading() as read:
+        return first + _cut(read(offset + 1 - first), _LINE_ENDS)

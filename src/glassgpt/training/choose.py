@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +47,8 @@ def choose_tokenizer(
     if name == "byte":
         return Tokenizer.bytes_()
 
-    def texts(documents: Sequence[Document]) -> Iterator[str]:
-        for document in documents:
-            yield from document.pieces()
-
     if name == "char":  # an alphabet is no knowledge of the text, and one letter missing could not be measured at all
-        return Tokenizer.characters(texts([*train, *validation]))
+        return Tokenizer.characters(_texts([*train, *validation], "collecting characters", progress))
     n_bytes = sum(document.n_bytes for document in (*train, *validation))
     # about one token of vocabulary for each 2 kB of text, in powers of two
     size = vocab_size or min(16384, max(512, 2 ** round(math.log2(max(n_bytes, 1) / 2000))))
@@ -58,10 +56,50 @@ def choose_tokenizer(
     part = "the training part" if share == 1 else f"{share:.0%} of the training part, spread evenly"
     progress.message(f"training a tokenizer on {part}")
     # the n-th text is taken where n shares reach the next whole number
-    sample = (text for n, text in enumerate(texts(train)) if int((n + 1) * share) > int(n * share))
-    tokenizer = Tokenizer.train_bpe(sample, size)
+    texts = enumerate(_texts(train, "counting words", progress))
+    sample = (text for n, text in texts if int((n + 1) * share) > int(n * share))
+    with _afterwards("merging pairs", sample, progress) as told:
+        tokenizer = Tokenizer.train_bpe(told, size)
     choices.append(f"tokenizer: BPE of {tokenizer.n_vocab:,} tokens, trained on {part}")
     return tokenizer
+
+
+def _texts(documents: Sequence[Document], work: str, progress: Progress) -> Iterator[str]:
+    """The text in pieces; `progress` hears how much of it was asked for."""
+    done, total = 0, sum(document.n_bytes for document in documents)
+    for document in documents:
+        for text in document.pieces():
+            yield text
+            done += len(text.encode("utf-8"))
+            progress.work(work, done, total)
+
+
+@contextlib.contextmanager
+def _afterwards(work: str, texts: Iterable[str], progress: Progress) -> Iterator[Iterator[str]]:
+    """Gives `texts`; what the body does once it has taken them all is work whose end is unknown, told every second.
+
+    The tokenizers library does it in one call, and tells nobody how far it is.
+    """
+    ended = threading.Event()
+
+    def tell() -> None:
+        progress.work(work, 0, 0)
+        while not ended.wait(1):
+            progress.work(work, 0, 0)
+
+    thread = threading.Thread(target=tell, daemon=True)
+
+    def told() -> Iterator[str]:
+        yield from texts
+        thread.start()
+
+    try:
+        yield told()
+    finally:
+        ended.set()
+        if thread.ident is not None:
+            thread.join()
+            progress.work(work, 1, 1)
 
 
 def shapes_for(n_bytes: int) -> list[str]:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from glassgpt.data.corpus import read_corpus
@@ -13,6 +14,7 @@ from glassgpt.data.tokens import TokenFile, validation_part, write_tokens
 from glassgpt.language_model import LanguageModel
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.objective import NextTokenLoss
+from glassgpt.training.progress import Progress
 from glassgpt.training.step import evaluate_loss
 
 
@@ -33,18 +35,37 @@ class Evaluation:
 
 
 def evaluate(
-    model: LanguageModel, tokenizer: Tokenizer, texts: Sequence[str | Path], batch_size: int = 8
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    texts: Sequence[str | Path],
+    batch_size: int = 8,
+    *,
+    text_fields: str | Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Measure `model` on text files or folders, read in windows of the context length side by side.
 
     The first token of each window is predicted from little, so the figures are those of a reader who forgets at every
-    window's edge. Raises what `read_corpus` raises.
+    window's edge. `text_fields` are those of records, as in `read_corpus`, whose errors this raises, too.
     """
+    progress = progress or Progress()
+    documents = read_corpus(
+        texts, text_fields=text_fields, message=progress.message, progress=partial(progress.work, "reading")
+    )
     with tempfile.TemporaryDirectory() as folder:
-        return _measured(model, write_tokens(read_corpus(texts), tokenizer, Path(folder) / "text.npy"), batch_size)
+        tokens = write_tokens(
+            documents, tokenizer, Path(folder) / "text.npy", progress=partial(progress.work, "encoding")
+        )
+        return _measured(model, tokens, batch_size, progress)
 
 
-def evaluate_run(model: LanguageModel, tokenizer: Tokenizer, run: str | Path, batch_size: int = 8) -> Evaluation:
+def evaluate_run(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    run: str | Path,
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> Evaluation:
     """As `evaluate`, on the whole validation part of the run in the directory `run`.
 
     Raises `ValueError` where there is none, or where it was written with another tokenizer.
@@ -53,11 +74,17 @@ def evaluate_run(model: LanguageModel, tokenizer: Tokenizer, run: str | Path, ba
         tokens = validation_part(run, tokenizer)
     except FileNotFoundError:
         raise ValueError(f"{run} is not a run with a validation part of its own: name a text to measure on") from None
-    return _measured(model, tokens, batch_size)
+    return _measured(model, tokens, batch_size, progress or Progress())
 
 
-def _measured(model: LanguageModel, tokens: TokenFile, batch_size: int) -> Evaluation:
-    loss = evaluate_loss(NextTokenLoss(model), tokens.tokens, batch_size)
+def _measured(model: LanguageModel, tokens: TokenFile, batch_size: int, progress: Progress) -> Evaluation:
+    n_targets = max(1, tokens.n_tokens - 1)
+    loss = evaluate_loss(
+        NextTokenLoss(model),
+        tokens.tokens,
+        batch_size,
+        progress=lambda done: progress.work("evaluating", done, n_targets, "tokens"),
+    )
     tokens.close()  # Windows deletes no file that is mapped
     bits = loss / math.log(2) * tokens.n_tokens / tokens.n_bytes
     return Evaluation(loss, math.exp(min(loss, 700)), bits, tokens.n_tokens, tokens.n_bytes)

@@ -6,14 +6,14 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from glassgpt.config import GPTConfig
 from glassgpt.data.baselines import Baselines, corpus_baselines
-from glassgpt.data.corpus import default_corpus, read_corpus, split_documents
+from glassgpt.data.corpus import Document, default_corpus, read_corpus, split_documents
 from glassgpt.data.loader import BatchLoader
 from glassgpt.data.tokens import TokenFile, write_tokens
 from glassgpt.device import pick_dtype
@@ -52,7 +52,7 @@ def prepare(
         if Path(text).resolve().is_relative_to(out.resolve()):
             raise ValueError(f"the text {text} lies in {out}: choose a directory of its own for the run")
     progress.message("reading the text" if request.texts else "reading Python's own manual")
-    documents = read_corpus(request.texts) if request.texts else default_corpus()
+    documents = _read(request, out, progress)
     n_bytes = sum(document.n_bytes for document in documents)
     train_part, validation_part = split_documents(documents)
     if not (train_part and validation_part):
@@ -66,7 +66,7 @@ def prepare(
 
     (run / "data").mkdir(parents=True)
     train, validation = (
-        write_tokens(part, tokenizer, run / "data" / f"{name}.npy", progress=progress.encoding)
+        write_tokens(part, tokenizer, run / "data" / f"{name}.npy", progress=partial(progress.work, "encoding"))
         for name, part in (("train", train_part), ("validation", validation_part))
     )
     shapes = _fitting(request, request.shapes(n_bytes, start), tokenizer, train.n_tokens)
@@ -89,7 +89,7 @@ def prepare(
         f"{config.n_heads} heads, context {config.context_length} tokens"
     )
     tokenizer.save(run)
-    write_run_file(run, prepared, request.texts)
+    write_run_file(run, prepared, request)
     return prepared
 
 
@@ -159,7 +159,23 @@ def check_sample(tokenizer: Tokenizer, settings: Settings) -> None:
         raise ValueError(f"sample_prompt {settings.sample_prompt!r} has no tokens in this vocabulary")
 
 
-def write_run_file(run: Path, prepared: Prepared, texts: Sequence[str | Path]) -> None:
+def _read(request: Request, out: Path, progress: Progress) -> list[Document]:
+    if not request.texts:
+        if request.fields():
+            raise ValueError(
+                f"text fields {', '.join(request.fields())}: Python's own manual has no fields; name a text"
+            )
+        return default_corpus()
+    return read_corpus(
+        request.texts,
+        text_fields=request.fields(),
+        scratch=out,  # the disk that has room for the tokens; a system's temporary folder may be in memory
+        message=progress.message,
+        progress=partial(progress.work, "reading"),
+    )
+
+
+def write_run_file(run: Path, prepared: Prepared, request: Request) -> None:
     """Write `run.json`: all that a resume needs besides the data and a checkpoint."""
     record = {
         "config": prepared.config.to_dict(),
@@ -167,7 +183,8 @@ def write_run_file(run: Path, prepared: Prepared, texts: Sequence[str | Path]) -
         "baselines": dataclasses.asdict(prepared.baselines),
         "choices": prepared.choices,
         "source": prepared.source,
-        "texts": [str(text) for text in texts],
+        "texts": [str(text) for text in request.texts],
+        "text_fields": request.fields(),
         "data": {"train": prepared.train.fingerprint, "validation": prepared.validation.fingerprint},
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -187,11 +204,12 @@ def reopen(out: Path, request: Request) -> tuple[Prepared, int | None]:
         config, settings = GPTConfig.from_dict(record["config"]), Settings.from_dict(record["settings"])
         baselines = Baselines(**record["baselines"])
         texts, fingerprints, choices = record["texts"], record["data"], record["choices"]
+        fields = record.get("text_fields", [])  # runs before there were records have none
         threads, torch_version = record.get("threads"), record.get("torch")  # version 0.1 did not write these
         digests = [fingerprints["train"], fingerprints["validation"]]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{out / RUN_FILE} is damaged: {error!r}") from None
-    if differences := _differences(request, config, settings, texts):
+    if differences := _differences(request, config, settings, texts, fields):
         raise ValueError(
             f"{out} was begun differently: {'; '.join(differences)}. Leave these out, or begin a new run elsewhere"
         )
@@ -218,7 +236,9 @@ def reopen(out: Path, request: Request) -> tuple[Prepared, int | None]:
     return Prepared(config, settings, tokenizer, train, validation, baselines, choices, source), threads
 
 
-def _differences(request: Request, config: GPTConfig, settings: Settings, texts: list[str]) -> list[str]:
+def _differences(
+    request: Request, config: GPTConfig, settings: Settings, texts: list[str], fields: list[str]
+) -> list[str]:
     """What was asked for now that contradicts what the run began with, in words."""
     asked, recorded = dataclasses.asdict(Settings.from_dict(request.settings)), dataclasses.asdict(settings)
     differences = [
@@ -228,6 +248,8 @@ def _differences(request: Request, config: GPTConfig, settings: Settings, texts:
     ]
     if request.texts and [str(text) for text in request.texts] != texts:
         differences.append(f"the text was {' '.join(texts) or 'the default corpus'}")
+    if request.fields() and request.fields() != fields:
+        differences.append(f"the text fields were {', '.join(fields) or 'not chosen'}")
     shape = dict(request.config)
     if request.shape is not None:
         shape = request.shapes(0)[0][1].to_dict() | {"vocab_size": config.vocab_size} | shape

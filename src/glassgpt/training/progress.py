@@ -13,8 +13,11 @@ class Progress:
     def message(self, text: str) -> None:
         """One line worth knowing."""
 
-    def encoding(self, done: int, total: int) -> None:
-        """`done` of `total` bytes of text are tokens now."""
+    def work(self, name: str, done: int, total: int, unit: str = "bytes") -> None:
+        """Of the work called `name`, which takes longer than a step, `done` of `total` units are done.
+
+        A `total` of 0 is not known. Calls come one at a time, but not all from one thread.
+        """
 
     def start(self, prepared: Prepared, first_step: int) -> None:
         """The first step is about to be taken; `first_step` is above 0 in a resumed run."""

@@ -42,6 +42,11 @@ class Request:
     tokenizer: Tokenizer | str | Path | None
     minutes: float | None
     settings: Mapping[str, Any]
+    text_fields: str | Sequence[str] = ()
+
+    def fields(self) -> list[str]:
+        """The fields of records that were chosen."""
+        return [self.text_fields] if isinstance(self.text_fields, str) else list(self.text_fields)
 
     def checked(self, device: torch.device) -> Settings:
         """The settings, once everything that needs neither text nor weights has been checked (`ValueError`)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,10 +92,12 @@ def evaluate_loss(
     batch_size: int,
     max_blocks: int | None = None,
     dtype: torch.dtype = torch.float32,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> float:
     """Mean cross-entropy over a token array, nats per token, in `eval` mode; the same blocks every time.
 
     `batch_size` blocks are computed at once. With `max_blocks` that many whole blocks are measured, spread evenly.
+    `progress` hears after each batch how many tokens have been predicted.
     """
     model = objective.model
     total, count = 0.0, 0
@@ -104,4 +106,5 @@ def evaluate_loss(
             loss, n_targets = objective(x.to(model.device), y.to(model.device))
             total += float(loss)
             count += int(n_targets)
+            progress(count)
     return total / count

@@ -15,11 +15,9 @@ from rich.live import Live
 from rich.padding import Padding
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     MofNCompleteColumn,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 from rich.progress import Progress as Bar
 from rich.text import Text
@@ -29,7 +27,7 @@ from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared, TrainResult
 
 _LINE_SECONDS = 10.0
-_ENCODING_SECONDS = 2.0  # encoding that is done sooner is not worth a word
+_WORK_SECONDS = 2.0  # work that is done sooner is not worth a word
 _CHART = (60, 10)  # columns, rows
 _SMOOTHING = 0.95
 
@@ -56,29 +54,35 @@ class Lines(Progress):
         self.console = console
         self._loss: float | None = None
         self._began = self._shown = time.monotonic()
-        self._encoded = self._first_encoded = 0  # bytes
+        self._work, self._done, self._total, self._first_done = "", 0, 0, 0
 
     def message(self, text: str) -> None:
         """See `Progress`."""
         self.console.print(Text(visible(text)))
 
-    def encoding(self, done: int, total: int) -> None:
+    def work(self, name: str, done: int, total: int, unit: str = "bytes") -> None:
         """See `Progress`."""
         now = time.monotonic()
-        if not 0 < self._encoded < done:  # another text than the last time
-            self._began, self._first_encoded = now, done
-            self._shown = now - _LINE_SECONDS + _ENCODING_SECONDS
-        self._encoded = done
-        self._show_encoding(done, total, now)
+        if name != self._work or done < self._done or 0 < self._total <= self._done:  # other work than the last time
+            self._began, self._first_done = now, done
+            self._shown = now - _LINE_SECONDS + _WORK_SECONDS
+        self._work, self._done, self._total = name, done, total
+        self._show_work(unit, now)
 
-    def _show_encoding(self, done: int, total: int, now: float) -> None:
+    def _show_work(self, unit: str, now: float) -> None:
         if now - self._shown >= _LINE_SECONDS:
             self._shown = now
-            rate = (done - self._first_encoded) / (now - self._began)
-            self.message(
-                f"encoding {done / 1e6:,.1f} of {total / 1e6:,.1f} MB  {rate / 1e6:,.1f} MB/s  "
-                f"{_clock((total - done) / rate)} left"
-            )
+            self.message(f"{self._work} {self._amount(unit, now)}")
+
+    def _amount(self, unit: str, now: float) -> str:
+        seconds, done, total = now - self._began, self._done, self._total
+        if not total:
+            return f"{_clock(seconds)} so far"
+        rate = (done - self._first_done) / seconds if seconds else 0.0
+        left = f"  {_clock((total - done) / rate)} left" if rate else ""
+        if unit == "bytes":
+            return f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB  {rate / 1e6:,.1f} MB/s{left}"
+        return f"{done:,} of {total:,} {unit}  {rate:,.0f} {unit}/s{left}"
 
     def start(self, prepared: Prepared, first_step: int) -> None:
         """See `Progress`."""
@@ -157,16 +161,19 @@ class LiveView(Lines):
         self._live: Live | Bar | None = None
         self._curve: list[float] = []
 
-    def _show_encoding(self, done: int, total: int, now: float) -> None:
-        if self._live is None and now - self._began >= _ENCODING_SECONDS:
-            columns = (BarColumn(bar_width=30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-            self._bar = Bar(TextColumn("  encoding"), *columns, console=self.console, transient=True)
-            self._task = self._bar.add_task("", total=total, completed=done)
+    def _show_work(self, unit: str, now: float) -> None:
+        if isinstance(self._live, Bar) and self._live.tasks[0].description != self._work:
+            self.close()
+        if self._live is None and now - self._began >= _WORK_SECONDS:
+            columns = (TextColumn("  {task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[amount]}"))
+            self._bar = Bar(*columns, console=self.console, transient=True)
+            self._task = self._bar.add_task(self._work, amount="")
             self._live = self._bar
             self._live.start()
-        elif self._live is not None:
-            self._bar.update(self._task, completed=done)
-        if done >= total:
+        if self._live is not None:
+            amount = self._amount(unit, now)
+            self._bar.update(self._task, completed=self._done, total=self._total or None, amount=amount)
+        if self._done >= self._total > 0:
             self.close()
 
     def start(self, prepared: Prepared, first_step: int) -> None:

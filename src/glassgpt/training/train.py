@@ -51,6 +51,7 @@ def train(
     model: GPTModel | str | Path | None = None,
     tokenizer: Tokenizer | str | Path | None = None,
     minutes: float | None = None,
+    text_fields: str | Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
@@ -68,17 +69,18 @@ def train(
     own tokenizer (give it for a `GPTModel`), a tenth of the learning rate, and of `config` only `context_length`,
     which may be shorter, `drop_rate` and `attention`.
 
-    `settings` are the fields of `Settings`; `minutes` sets `steps` from a short
-    measurement instead. With `resume` the run in `out` continues from its last checkpoint, with the settings and the
-    number of CPU `threads` that it began with. `overwrite` puts a new run in the place of an older one, once its first
-    checkpoint is saved.
+    `settings` are the fields of `Settings`; `minutes` sets `steps` from a short measurement instead. `text_fields` are
+    the fields that hold the text in JSON lines or CSV (see `read_corpus`; none: `text`, or else `messages`).
+
+    With `resume` the run in `out` continues from its last checkpoint, with the settings and the number of CPU `threads`
+    that it began with. `overwrite` puts a new run in the place of an older one, once its first checkpoint is saved.
 
     `out` is a model directory at every moment: the best model so far, by validation loss. Raises `ValueError` and
     `FileNotFoundError` for what the user can fix, `OSError` where another process trains in `out`, and
     `TrainingFailedError` when the loss stays non-finite.
     """
     progress, out, where = progress or Progress(), Path(out), pick_device(device)
-    request = Request(texts, shape, dict(config or {}), model, tokenizer, minutes, settings)
+    request = Request(texts, shape, dict(config or {}), model, tokenizer, minutes, settings, text_fields)
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other: continue the run, or begin a new one")
     request.checked(where)
