@@ -5,6 +5,13 @@ Everything a maker needs beyond the book (data on disk, resuming, sampling optio
 packages.
 """
 
+from glassgpt.book.attention import (
+    CausalAttention,
+    MultiHeadAttentionWrapper,
+    PyTorchMultiHeadAttention,
+    SelfAttention_v1,
+    SelfAttention_v2,
+)
 from glassgpt.book.data import (
     GPTDatasetV1,
     create_dataloader_v1,
@@ -41,6 +48,9 @@ __all__ = [  # noqa: RUF022 - in the order of the chapters
     # 2: text
     "GPTDatasetV1", "create_dataloader_v1", "gpt2_tokenizer", "text_to_token_ids", "token_ids_to_text",
     "training_text",
+    # 3: attention, step by step
+    "SelfAttention_v1", "SelfAttention_v2", "CausalAttention", "MultiHeadAttentionWrapper",
+    "PyTorchMultiHeadAttention",
     # 3 and 4: the model
     "MultiHeadAttention", "LayerNorm", "GELU", "FeedForward", "TransformerBlock", "GPTModel",
     "GPT_CONFIG_124M", "CachedGPTModel", "generate_text_simple", "generate_text_simple_cached",
