@@ -54,8 +54,7 @@ def _download(arguments: argparse.Namespace) -> int:
             print_json([file._asdict() for file in files])
         else:
             for file in files:
-                size = "size unknown" if file.size is None else f"{file.size:,} bytes"
-                print(f"{file.url}\n    {size}, sha256 {file.sha256 or 'unknown'}, as {file.path}")
+                print(file.described())
         return DONE
     if arguments.openai:
         with download_bar() as progress:

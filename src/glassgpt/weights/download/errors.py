@@ -14,7 +14,15 @@ class DownloadError(OSError):
     """A file could not be had. One line: what failed, for each source why, and the way out."""
 
 
-class OfflineError(DownloadError):
+class UnreachableError(DownloadError):
+    """No source gives the file, so it has to come another way; `reason` says why in a few words."""
+
+    def __init__(self, text: str, *, reason: str = "") -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class OfflineError(UnreachableError):
     """The network is switched off by the environment and a file is not here."""
 
 
