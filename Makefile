@@ -29,6 +29,7 @@ format: $(VENV)/.installed-test
 docs: $(VENV)/.installed
 	$(BIN)/python docs/render_cli.py > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
 	$(BIN)/python docs/render_api.py > docs/api.md.new && mv docs/api.md.new docs/api.md
+	$(BIN)/python docs/map_doors.py
 
 # torch comes first and pinned: an unpinned one brings gigabytes of GPU libraries to a machine without a GPU
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -1,28 +1,39 @@
-"""Build the book's 124M model, show what it is made of, and let it write before it has learned anything."""
+"""The book's 124M model: its configuration, where its parameters are, and ten tokens before it has learned anything.
 
-import argparse
+Where the code is (`make docs` keeps the lines right):
+
+    main                  src/demo.py:21
+    GPTModel              src/glassgpt/book/model.py:51
+    GPTModel.forward      src/glassgpt/model.py:186
+    GPT_CONFIG_124M       src/glassgpt/book/model.py:15
+    generate_text_simple  src/glassgpt/model.py:252
+"""
 
 import torch
 
 from glassgpt.book import GPT_CONFIG_124M, GPTModel, generate_text_simple, gpt2_tokenizer, show_generation
+from glassgpt.book.script import errors_in_one_line, parser
+from glassgpt.book.show import show_parameters
+
+__all__ = ["GPT_CONFIG_124M", "GPTModel", "generate_text_simple", "main"]
 
 
 def main() -> None:
-    """Print the configuration, the parameter counts and ten tokens after "Hello, I am"."""
+    """Print the configuration, the parameters of each part and ten tokens after "Hello, I am"."""
+    tokenizer = gpt2_tokenizer()  # first: it may be what is missing
     torch.manual_seed(123)
     model = GPTModel(GPT_CONFIG_124M).eval()
     print("Configuration:")
     for key, value in GPT_CONFIG_124M.items():
         print(f"  {key:<15}{value}")
-    total = sum(parameter.numel() for parameter in model.parameters())
-    head = model.out_head.weight.numel()
-    print(f"Parameters: {total:,}")
-    print(f"Parameters if the output head were the token embedding, as in GPT-2: {total - head:,}")
-    print(f"Memory for them in float32: {total * 4 / 2**20:,.0f} MiB")
-    show_generation(model, generate_text_simple, gpt2_tokenizer(), max_new_tokens=10)
+    print("Parameters of each part:")
+    show_parameters(model)
+    show_generation(model, generate_text_simple, tokenizer, max_new_tokens=10)
     print("\nIt has learned nothing yet: python src/gpt_train.py trains it, glassgpt demo a small one.")
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    main()
+    arguments = parser(__doc__)
+    arguments.parse_args()
+    with errors_in_one_line(arguments):
+        main()

@@ -1,6 +1,21 @@
-"""Train the book's model on its text (chapter 5), write `loss.pdf` and `model.pth` here, and load it back."""
+"""Train the book's model on its text (chapter 5), write `loss.pdf` and `model.pth` here, and load it back.
 
-import argparse
+Started, it is the whole of a training run: text, loaders, model, optimizer, loop, curve, saved weights.
+
+Where the code is (`make docs` keeps the lines right):
+
+    main                       src/gpt_train.py:64
+    train_model_simple         src/glassgpt/book/training.py:73
+    calc_loss_batch            src/glassgpt/book/training.py:20
+    calc_loss_loader           src/glassgpt/book/training.py:28
+    evaluate_model             src/glassgpt/book/training.py:42
+    generate_and_print_sample  src/glassgpt/book/training.py:57
+    text_to_token_ids          src/glassgpt/book/data.py:101
+    token_ids_to_text          src/glassgpt/book/data.py:106
+    plot_losses                src/glassgpt/book/training.py:121
+    training_text              src/glassgpt/book/data.py:113
+"""
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +37,9 @@ from glassgpt.book import (
     train_model_simple,
     training_text,
 )
+from glassgpt.book.script import errors_in_one_line, parser
 from glassgpt.device import pick_device
+from glassgpt.packages import require
 
 __all__ = [
     "calc_loss_batch",
@@ -34,6 +51,7 @@ __all__ = [
     "text_to_token_ids",
     "token_ids_to_text",
     "train_model_simple",
+    "training_text",
 ]
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -50,6 +68,7 @@ def main(
 
     The text is `the-verdict.txt` from here, from beside this script or from ../shared/data; else fetched.
     """
+    tokenizer = gpt2_tokenizer()
     torch.manual_seed(123)
     device = pick_device()
     text = training_text([Path(), Path(__file__).resolve().parent, CHECKOUT.parent / "shared" / "data"])
@@ -73,29 +92,29 @@ def main(
         eval_freq=5,
         eval_iter=1,
         start_context="Every effort moves you",
-        tokenizer=gpt2_tokenizer(),
+        tokenizer=tokenizer,
     )
     return train_losses, val_losses, tokens_seen, model
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="a tiny model, one epoch: seconds, not minutes")
-    tiny = parser.parse_args().tiny
+    arguments = parser(__doc__)
+    arguments.add_argument("--tiny", action="store_true", help="a tiny model, one epoch: seconds, not minutes")
+    tiny = arguments.parse_args().tiny
     gpt_config = GPT_CONFIG_TINY if tiny else GPT_CONFIG
     settings = OTHER_SETTINGS | {"num_epochs": 1} if tiny else OTHER_SETTINGS
 
-    for name in ("loss.pdf", "model.pth"):
-        if Path(name).exists():  # before an hour of training, and never over somebody's file
-            parser.exit(1, f"{parser.prog}: {name} exists: move it away, or run in another directory\n")
-    try:
+    with errors_in_one_line(arguments):
+        # what would be found out after an hour of training
+        require("matplotlib")
+        for name in ("loss.pdf", "model.pth"):
+            if Path(name).exists():  # never over somebody's file
+                raise ValueError(f"{name} exists: move it away, or run in another directory")
         train_losses, val_losses, tokens_seen, model = main(gpt_config, settings)
-    except (OSError, ValueError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
 
-    epochs_seen = torch.linspace(0, settings["num_epochs"], len(train_losses))
-    plot_losses(epochs_seen, tokens_seen, train_losses, val_losses).savefig("loss.pdf")
-    torch.save(model.state_dict(), "model.pth")
-    model = GPTModel(gpt_config)
-    model.load_state_dict(torch.load("model.pth", weights_only=True))
-    print("Wrote loss.pdf and model.pth")
+        epochs_seen = torch.linspace(0, settings["num_epochs"], len(train_losses))
+        plot_losses(epochs_seen, tokens_seen, train_losses, val_losses).savefig("loss.pdf")
+        torch.save(model.state_dict(), "model.pth")
+        model = GPTModel(gpt_config)
+        model.load_state_dict(torch.load("model.pth", weights_only=True))
+        print("Wrote loss.pdf and model.pth")

@@ -1,6 +1,30 @@
-"""The book's model with a key-value cache: each token is read once, until the context is full."""
+"""The book's model with a key-value cache: each token is read once, until the context is full.
 
-import argparse
+Started, it generates the same text twice, without and with the cache, and shows the two speeds side by side: without
+it each token costs more than the one before, with it all cost the same.
+
+Where the code is (`make docs` keeps the lines right):
+
+    GPTModel                     src/glassgpt/book/model.py:58
+    GPTModel.forward             src/glassgpt/book/model.py:69
+    GPTModel.reset_kv_cache      src/glassgpt/book/model.py:81
+    generate_text_simple_cached  src/glassgpt/book/generation.py:78
+    KVCache                      src/glassgpt/kv_cache.py:19
+    KVCache.begin                src/glassgpt/kv_cache.py:106
+    CachePass                    src/glassgpt/kv_cache.py:143
+    CachePass.extend             src/glassgpt/kv_cache.py:160
+    CachePass.commit             src/glassgpt/kv_cache.py:175
+    MultiHeadAttention           src/glassgpt/model.py:68
+    MultiHeadAttention.forward   src/glassgpt/model.py:104
+    generate_text_simple         src/glassgpt/model.py:252
+    GPTDatasetV1                 src/glassgpt/book/data.py:52
+    create_dataloader_v1         src/glassgpt/book/data.py:79
+    LayerNorm                    src/glassgpt/model.py:22
+    GELU                         src/glassgpt/model.py:36
+    FeedForward                  src/glassgpt/model.py:51
+    TransformerBlock             src/glassgpt/book/model.py:44
+    GPT_CONFIG_124M              src/glassgpt/book/model.py:15
+"""
 
 import torch
 
@@ -16,16 +40,21 @@ from glassgpt.book import (
     generate_text_simple,
     generate_text_simple_cached,
     gpt2_tokenizer,
-    show_generation,
 )
 from glassgpt.book import CachedGPTModel as GPTModel
+from glassgpt.book.script import errors_in_one_line, parser
+from glassgpt.book.show import show_speedup
+from glassgpt.cli.options import whole
+from glassgpt.kv_cache import CachePass, KVCache
 
 __all__ = [
     "GELU",
     "GPT_CONFIG_124M",
+    "CachePass",
     "FeedForward",
     "GPTDatasetV1",
     "GPTModel",
+    "KVCache",
     "LayerNorm",
     "MultiHeadAttention",
     "TransformerBlock",
@@ -35,12 +64,21 @@ __all__ = [
 ]
 
 
-def main() -> None:
-    """200 tokens from an untrained model of 124M parameters, with the cache."""
+def main(max_new_tokens: int = 100) -> None:
+    """The same tokens from an untrained model of 124M parameters, without the cache and with it."""
+    tokenizer = gpt2_tokenizer()
     torch.manual_seed(123)
-    show_generation(GPTModel(GPT_CONFIG_124M), generate_text_simple_cached, gpt2_tokenizer(), max_new_tokens=200)
+    show_speedup(GPTModel(GPT_CONFIG_124M), tokenizer, max_new_tokens=max_new_tokens)
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    main()
+    arguments = parser(__doc__)
+    arguments.add_argument(
+        "--max-new-tokens",
+        type=whole,
+        default=100,
+        metavar="N",
+        help="length; more gives a larger ratio (default: 100)",
+    )
+    with errors_in_one_line(arguments):
+        main(**vars(arguments.parse_args()))

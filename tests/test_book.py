@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader
 import glassgpt
 from glassgpt import KVCache, Tokenizer, book
 from glassgpt.book import CachedGPTModel, GPTDatasetV1, GPTModel
+from glassgpt.book.appendix_d import learning_rate
+from glassgpt.book.generation import next_token_probabilities
 from glassgpt.data.corpus import Document
 from glassgpt.explain import recorded_attention
 
@@ -484,6 +486,27 @@ def test_top_k_keeps_ties_and_may_pass_the_vocabulary() -> None:
     assert set(out[0].tolist()) == {0, 1, 2, 3, 4}
 
 
+def test_top_p_keeps_the_fewest_that_reach_it_in_each_row() -> None:
+    scores = torch.tensor([[0.1, 0.5, 0.4, 0.0], [0.97, 0.01, 0.01, 0.01]]).log()
+    for top_p, kept in ((0.05, [{1}, {0}]), (0.45, [{1}, {0}]), (0.6, [{1, 2}, {0}]), (0.95, [{0, 1, 2}, {0}])):
+        got = next_token_probabilities(scores, top_p=top_p)
+        assert [{i for i, p in enumerate(row) if p > 0} for row in got.tolist()] == kept
+        assert torch.allclose(got.sum(dim=-1), torch.ones(2))
+    assert torch.equal(next_token_probabilities(scores, top_p=1.0), next_token_probabilities(scores))
+    assert torch.allclose(next_token_probabilities(scores, top_p=0.6)[0], torch.tensor([0, 5 / 9, 4 / 9, 0]))
+    # after the temperature, and after top-k
+    assert (next_token_probabilities(scores, 9.0, top_p=0.8)[0] > 0).sum() == 3
+    assert (next_token_probabilities(scores, 9.0, top_k=2, top_p=0.8)[0] > 0).sum() == 2
+
+
+def test_generate_draws_from_these_probabilities() -> None:
+    model = Scripted(torch.tensor([[[0.1, 0.5, 0.4, 0.0]]]).log())
+    start = torch.zeros(1, 1, dtype=torch.int64)
+    torch.manual_seed(0)
+    assert set(book.generate(model, start, 200, 1, temperature=1.0, top_p=0.6)[0, 1:].tolist()) == {1, 2}
+    assert book.generate(model, start, 3, 1, top_p=0.6)[0, 1:].tolist() == [1, 1, 1]
+
+
 def test_temperature_scales_the_scores() -> None:
     model = Scripted([[[math.log(8.0), 0.0]]])
     torch.manual_seed(0)
@@ -515,6 +538,8 @@ def test_one_row_ends_as_in_the_book_without_its_end() -> None:
         ({"temperature": -1.0}, r"^temperature -1.0 must be 0 \(greedy\) or above$"),
         ({"temperature": math.nan}, r"^temperature nan must be"),
         ({"top_k": 0}, r"^top_k 0 is below 1"),
+        ({"top_p": 0.0}, r"^top_p 0.0 must be above 0 and at most 1$"),
+        ({"top_p": 1.5}, r"^top_p 1.5 must be"),
     ],
 )
 def test_values_of_generate_out_of_range(make: Make, options: dict[str, Any], message: str) -> None:
@@ -614,6 +639,63 @@ def test_training_without_a_batch_is_refused(make: Make, tiny_tokenizer: Tokeniz
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="the training loader has no batch: use a smaller batch_size"):
         book.train_model_simple(model, loader(0), loader(8), optimizer, "cpu", 1, 1, 1, "x", tiny_tokenizer)
+
+
+# ---- appendix D ------------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_rises_in_a_line_and_falls_in_half_a_cosine() -> None:
+    shape: dict[str, Any] = {"peak_lr": 1.0, "warmup_steps": 4, "initial_lr": 0.2, "min_lr": 0.1}
+    rates = [learning_rate(step, 14, **shape) for step in range(14)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[9] == pytest.approx(0.55)  # half-way down
+    assert rates[4:] == sorted(rates[4:], reverse=True) and rates[13] == pytest.approx(0.1 + 0.9 * 0.02447, abs=1e-4)
+    assert learning_rate(0, 14, **shape | {"warmup_steps": 0}) == 1.0
+
+
+def test_training_with_a_schedule_clips_and_says_its_rates(
+    make: Make, tiny_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make(vocab_size=257, drop_rate=0.0)
+    with torch.no_grad():
+        model.out_head.weight *= 20  # gradients far above a norm of 1
+    norms: list[float] = []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer.register_step_pre_hook(
+        lambda *_: norms.append(torch.stack([p.grad.norm() for p in model.parameters()]).norm().item())
+    )
+    losses, val_losses, tokens_seen, rates = book.train_model(
+        model, loader(48), loader(24), optimizer, "cpu", 3, 4, 9, "Every effort", tiny_tokenizer, warmup_steps=3
+    )
+    assert len(losses) == len(val_losses) == 3 and tokens_seen == [16, 16 * 5, 16 * 9]
+    assert rates == pytest.approx(
+        [learning_rate(i, 9, peak_lr=0.01, warmup_steps=3, initial_lr=3e-5, min_lr=1e-6) for i in range(9)]
+    )
+    assert optimizer.param_groups[0]["lr"] == rates[-1]
+    assert min(norms[:3]) > 1.5 and norms[3:] == pytest.approx([1.0] * 6, abs=1e-3)
+    lines = capsys.readouterr().out.split("\n")
+    assert len(lines) == 3 + 3 + 1
+    assert lines[0] == f"Ep 1 (Iter 000000): Train loss {losses[0]:.3f}, Val loss {val_losses[0]:.3f}"
+
+
+def test_what_cannot_be_trained_with_a_schedule(make: Make, tiny_tokenizer: Tokenizer) -> None:
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for train, warmup_steps, message in ((loader(0), 1, "has no batch"), (loader(8), -1, "warmup_steps -1 must be at")):
+        with pytest.raises(ValueError, match=message):
+            book.train_model(model, train, loader(8), optimizer, "cpu", 1, 1, 1, "x", tiny_tokenizer, warmup_steps)
+
+
+def test_the_highest_gradient_is_the_largest_entry_with_its_sign(make: Make) -> None:
+    model = make()
+    assert book.find_highest_gradient(model) is None
+    model.pos_emb.weight.grad = torch.full_like(model.pos_emb.weight, -5.0)
+    assert book.find_highest_gradient(model) == -5.0
+    model.final_norm.scale.grad = torch.arange(12.0)
+    assert book.find_highest_gradient(model) == 11.0
+
+
+# ---- the loss curve --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
-from glassgpt import GPTModel, Tokenizer, checkpoint, load_model, save_model
+from glassgpt import GPTModel, Tokenizer, load_model, save_model
 from glassgpt.model import generate_text_simple
 
 Make = Callable[..., GPTModel]
@@ -248,7 +249,7 @@ def test_a_full_disk_leaves_the_old_model_as_it_was(
         Path(path).write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(OSError, match="No space left"):  # a model of another shape, another tokenizer
         save_model(tiny_model(vocab_size=400, n_layers=1), Tokenizer.characters(["abc"]), tmp_path)
     assert contents(tmp_path) == before
@@ -263,7 +264,7 @@ def test_an_error_of_the_librarys_own_kind_is_the_oserror_it_is(
     def full(*_: Any, **__: Any) -> None:
         raise SafetensorError("Error while serializing: No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(OSError, match=r"model\.safetensors.*: Error while serializing: No space left on device"):
         save_model(tiny_model(vocab_size=257), tiny_tokenizer, tmp_path)
     assert not list(tmp_path.iterdir())

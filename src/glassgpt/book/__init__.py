@@ -5,6 +5,7 @@ Everything a maker needs beyond the book (data on disk, resuming, sampling optio
 packages.
 """
 
+from glassgpt.book.appendix_d import find_highest_gradient, train_model
 from glassgpt.book.attention import (
     CausalAttention,
     MultiHeadAttentionWrapper,
@@ -24,9 +25,9 @@ from glassgpt.book.generation import (
     generate,
     generate_text_simple_cached,
     generate_within_context,
-    show_generation,
 )
 from glassgpt.book.model import GPT_CONFIG_124M, CachedGPTModel, GPTModel, TransformerBlock
+from glassgpt.book.show import show_generation
 from glassgpt.book.training import (
     calc_loss_batch,
     calc_loss_loader,
@@ -59,4 +60,6 @@ __all__ = [  # noqa: RUF022 - in the order of the chapters
     "calc_loss_batch", "calc_loss_loader", "evaluate_model", "generate_and_print_sample", "plot_losses",
     "train_model_simple", "generate", "assign", "download_and_load_gpt2", "download_file",
     "load_gpt2_params_from_tf_ckpt", "load_weights_into_gpt",
+    # appendix D: a better training loop
+    "find_highest_gradient", "train_model",
 ]  # fmt: skip

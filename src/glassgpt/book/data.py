@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from glassgpt.data.corpus import default_corpus, read_corpus
 from glassgpt.files import write_text
-from glassgpt.tokenizer import END_OF_TEXT, Tokenizer
+from glassgpt.tokenizer import END_OF_TEXT, gpt2_tiktoken
 from glassgpt.weights.download.errors import DownloadError
 from glassgpt.weights.download.file import download_file
 
@@ -40,9 +40,13 @@ class BookTokenizer(Protocol):
 
 
 @functools.cache
-def gpt2_tokenizer() -> Tokenizer:
-    """GPT-2's tokenizer, made once: the book's `tiktoken.get_encoding("gpt2")`, without the network."""
-    return Tokenizer.gpt2()
+def gpt2_tokenizer() -> BookTokenizer:
+    """GPT-2's tokenizer, made once: the book's `tiktoken.get_encoding("gpt2")`, without the network.
+
+    `FileNotFoundError` with the command that installs the vocabulary where it is neither here nor to be fetched.
+    """
+    encoding: BookTokenizer = gpt2_tiktoken()
+    return encoding
 
 
 class GPTDatasetV1(Dataset[Batch]):
@@ -120,7 +124,7 @@ def training_text(folders: Sequence[Path], report: Callable[[str], None] = print
             path = download_file(
                 _VERDICT_URL, Path(temporary) / VERDICT, sha256=_VERDICT_SHA256, connect_timeout=5, retries=0
             )
-        except DownloadError:
+        except (DownloadError, ModuleNotFoundError):  # the second: what fetches is not installed
             report(f"No {VERDICT} here, and none from {_VERDICT_URL}: training on Python's manual instead")
             chapter = max(default_corpus(), key=lambda document: document.n_bytes)
             return "".join(chapter.pieces())[:_VERDICT_CHARACTERS]

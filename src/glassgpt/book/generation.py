@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassgpt.book.data import BookTokenizer, text_to_token_ids, token_ids_to_text
 from glassgpt.book.model import CachedGPTModel
 from glassgpt.language_model import evaluating
-from glassgpt.model import GPTModel, generate_text_simple
+from glassgpt.model import generate_text_simple
 
 
 def generate(
@@ -22,32 +19,30 @@ def generate(
     temperature: float = 0.0,
     top_k: int | None = None,
     eos_id: int | None = None,
+    *,
+    top_p: float | None = None,
 ) -> Tensor:
     """Continue (B, T) ids by at most `max_new_tokens`: greedy at temperature 0, else drawn (chapter 5).
 
     Draws come from PyTorch's global generator as in the book, so its seeds give its texts. `top_k` keeps the
-    k best tokens of each row, and those equal to the last of them. A row ends at `eos_id` and is filled up
-    with it while others continue; when all have ended, the last `eos_id` is left out, as the book does. Raises
-    `ValueError` for a temperature or length below 0 and a `top_k` below 1.
+    k best tokens of each row, and those equal to the last of them; `top_p` then keeps the fewest of the best whose
+    probabilities at this temperature reach it (nucleus sampling, Holtzman et al. 2020; not in the book). A row ends at
+    `eos_id` and is filled up with it while others continue; when all have ended, the last `eos_id` is left out, as the
+    book does. Raises `ValueError` for a temperature or length below 0, a `top_k` below 1, and a `top_p` that is not
+    above 0 and at most 1.
     """
     _check_prompt(idx)
-    if not temperature >= 0:
-        raise ValueError(f"temperature {temperature} must be 0 (greedy) or above")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k {top_k} is below 1: leave it out to keep every token")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens {max_new_tokens} must be at least 0")
     ended = torch.zeros(len(idx), 1, dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
         with torch.no_grad():
-            scores = model(idx[:, -context_size:])[:, -1].float()  # (B, vocab_size)
-        if top_k is not None:
-            worst_kept = scores.topk(min(top_k, scores.shape[1])).values[:, -1:]
-            scores = scores.masked_fill(scores < worst_kept, -torch.inf)
+            scores = model(idx[:, -context_size:])[:, -1]  # (B, vocab_size)
+        probabilities = next_token_probabilities(scores, temperature, top_k, top_p)
         if temperature > 0:
-            new = torch.multinomial(torch.softmax(scores / temperature, dim=-1), num_samples=1)
+            new = torch.multinomial(probabilities, num_samples=1)
         else:
-            new = scores.argmax(dim=-1, keepdim=True)
+            new = probabilities.argmax(dim=-1, keepdim=True)
         if eos_id is not None:
             new = new.masked_fill(ended, eos_id)
             ended = new == eos_id
@@ -55,6 +50,29 @@ def generate(
                 break
         idx = torch.cat((idx, new), dim=1)
     return idx
+
+
+def next_token_probabilities(
+    scores: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
+    """What `generate` draws from: (B, V) probabilities, float32, of (B, V) scores, 0 for what is not kept.
+
+    At temperature 0 the best token has all of it. The arguments and errors are those of `generate`.
+    """
+    if not temperature >= 0:
+        raise ValueError(f"temperature {temperature} must be 0 (greedy) or above")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k {top_k} is below 1: leave it out to keep every token")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p {top_p} must be above 0 and at most 1")
+    scores = scores.float()
+    if temperature == 0:
+        return F.one_hot(scores.argmax(dim=-1), scores.shape[-1]).float()
+    if top_k is not None:
+        worst_kept = scores.topk(min(top_k, scores.shape[-1])).values[:, -1:]
+        scores = scores.masked_fill(scores < worst_kept, -torch.inf)
+    probabilities = torch.softmax(scores / temperature, dim=-1)
+    return probabilities if top_p is None or top_p == 1 else _nucleus(probabilities, top_p)
 
 
 def generate_text_simple_cached(
@@ -93,31 +111,12 @@ def generate_within_context(
     return generate_text_simple_cached(model, idx, min(max_new_tokens, room), context_size, use_cache)
 
 
-def show_generation(
-    model: GPTModel,
-    write: Callable[..., Tensor],
-    tokenizer: BookTokenizer,
-    *,
-    max_new_tokens: int,
-    start_context: str = "Hello, I am",
-    report: Callable[[str], None] = print,
-) -> None:
-    """Report what goes into `write` and what comes out, as the book's scripts do, and how fast.
-
-    `write` is `generate_text_simple` or one with the same first four parameters.
-    """
-    idx = text_to_token_ids(start_context, tokenizer)
-    report(f"{_title('IN')}\nInput text: {start_context}\nEncoded input text: {idx[0].tolist()}")
-    start = time.perf_counter()
-    with evaluating(model):
-        out = write(model, idx, max_new_tokens, model.config.context_length)
-    seconds = time.perf_counter() - start
-    n_new = out.shape[1] - idx.shape[1]
-    report(
-        f"{_title('OUT')}\nOutput: {out[0].tolist()}\nOutput length: {out.shape[1]}\n"
-        f"Output text: {token_ids_to_text(out, tokenizer)}\n\n"
-        f"Time: {seconds:.2f} s for {n_new} tokens, {n_new / seconds:.1f} tokens/s"
-    )
+def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """(B, V) without the tokens that `top_p` is reached without, the others' probabilities again 1 together."""
+    best, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    before = best.cumsum(dim=-1) - best  # what the better ones have together; 0 for the best, which always stays
+    kept = torch.zeros_like(best).scatter(-1, order, best.masked_fill(before >= top_p, 0.0))
+    return kept / kept.sum(dim=-1, keepdim=True)
 
 
 def _check_prompt(idx: Tensor) -> None:
@@ -144,7 +143,3 @@ def _extend(model: CachedGPTModel, idx: Tensor, n_tokens: int) -> Tensor:
         new = scores[:, -1].argmax(dim=-1, keepdim=True)
         idx = torch.cat((idx, new), dim=1)
     return idx
-
-
-def _title(word: str) -> str:
-    return f"\n{'=' * 50}\n{word:^50}\n{'=' * 50}\n"

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from glassgpt.book.data import Batch, BookTokenizer, text_to_token_ids, token_ids_to_text
 from glassgpt.language_model import evaluating
 from glassgpt.model import GPTModel, generate_text_simple
+from glassgpt.packages import require
 
 
 def calc_loss_batch(
@@ -88,8 +89,7 @@ def train_model_simple(
     Evaluates after the first step and every `eval_freq` steps, over `eval_iter` batches, and writes a sample
     after each epoch. Raises `ValueError` where the training loader has no batch.
     """
-    if not len(train_loader):
-        raise ValueError("the training loader has no batch: use a smaller batch_size or max_length, or more text")
+    check_has_batches(train_loader)
     train_losses: list[float] = []
     val_losses: list[float] = []
     track_tokens_seen: list[int] = []
@@ -112,6 +112,12 @@ def train_model_simple(
     return train_losses, val_losses, track_tokens_seen
 
 
+def check_has_batches(train_loader: DataLoader[Batch]) -> None:
+    """`ValueError` where there is nothing to train on."""
+    if not len(train_loader):
+        raise ValueError("the training loader has no batch: use a smaller batch_size or max_length, or more text")
+
+
 def plot_losses(
     epochs_seen: Sequence[float] | Tensor,
     tokens_seen: Sequence[int],
@@ -119,6 +125,7 @@ def plot_losses(
     val_losses: Sequence[float],
 ) -> Any:
     """Draw both losses over epochs, the tokens seen along the top: pyplot's current figure, also returned."""
+    require("matplotlib")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(5, 3))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from glassgpt.json_file import read_json
 from glassgpt.model import GPTModel
+from glassgpt.packages import require
 from glassgpt.weights.containers.tensorflow import TensorFlowCheckpoint
 from glassgpt.weights.download import file, openai
 from glassgpt.weights.families.gpt2_names import from_gpt2_names
@@ -33,8 +34,10 @@ def download_and_load_gpt2(
     """OpenAI's GPT-2 of `model_size` ("124M", "355M", "774M" or "1558M"): its settings and its params.
 
     The files lie in `models_dir / model_size` and are fetched only if they are not there. `params` as in
-    `load_gpt2_params_from_tf_ckpt`. Raises `ValueError` for another size or damaged files, `DownloadError`.
+    `load_gpt2_params_from_tf_ckpt`. Raises `ValueError` for another size or damaged files, `DownloadError`, and
+    `ModuleNotFoundError` with the command that installs what is missing.
     """
+    require("google_crc32c", "filelock", "httpx")  # all at once, and before half a gigabyte has come
     directory = openai.download_openai_gpt2(
         model_size, Path(models_dir), progress=_every_tenth(f"GPT-2 {model_size}", report)
     )

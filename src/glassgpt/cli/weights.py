@@ -64,8 +64,7 @@ def _download(arguments: argparse.Namespace) -> int:
             print_json([file._asdict() for file in files])
         else:
             for file in files:
-                size = "size unknown" if file.size is None else f"{file.size:,} bytes"
-                print(f"{file.url}\n    {size}, sha256 {file.sha256 or 'unknown'}, as {file.path}")
+                print(file.described())
             if arguments.openai:
                 where = "gpt2/, or another directory that --weights-dir names"
             else:

@@ -82,7 +82,7 @@ def test_a_file_arrives_whole_with_its_progress_and_nothing_left_beside(server, 
     assert path.read_bytes() == DATA
     assert told[-1] == (len(DATA), len(DATA))
     assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert {p.name for p in path.parent.iterdir()} == {"w", ".w.lock"}
+    assert {p.name for p in path.parent.iterdir()} == {"w"}
     assert server.seen[0].headers["accept-encoding"] == "identity"
 
 

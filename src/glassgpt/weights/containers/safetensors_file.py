@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from glassgpt.json_file import read_json
+from glassgpt.packages import require
 from glassgpt.weights.containers.source import TensorSource
 
 SINGLE_NAME = "model.safetensors"
@@ -50,6 +50,8 @@ class SafetensorsWeights(TensorSource):
         self._files = {name: (path, file) for path, file in opened.items() for name in file.keys()}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> Tensor:
+        from safetensors import SafetensorError
+
         path, file = self._files[name]
         if (dtype := file.get_slice(name).get_dtype()) not in _DTYPES:
             raise ValueError(f"{path}: tensor {name[:100]!r} has type {dtype}; known are {', '.join(_DTYPES)}")
@@ -113,6 +115,9 @@ def _shard_path(directory: Path, name: str) -> Path:
 
 
 def _open(path: Path) -> Any:
+    require("safetensors")
+    from safetensors import SafetensorError, safe_open
+
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > _MAX_HEADER_BYTES:

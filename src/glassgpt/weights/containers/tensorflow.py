@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
+
+from glassgpt.packages import require
 
 _TABLE_MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 _FOOTER_BYTES = 48
@@ -86,6 +87,7 @@ class TensorFlowCheckpoint(Mapping[str, npt.NDArray[Any]]):
     """
 
     def __init__(self, path: str | Path) -> None:
+        require("google_crc32c")
         self._prefix = _find_prefix(Path(path))
         index = _beside(self._prefix, ".index")
         if not index.is_file():
@@ -298,6 +300,8 @@ def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _masked_crc32c(data: bytes | npt.NDArray[Any]) -> int:
+    import google_crc32c
+
     # Masked, because checksums of data that holds checksums are weak (core/lib/hash/crc32c.h).
     crc: int = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from glassgpt.files import sync
+from glassgpt.packages import require
 from glassgpt.terminal_text import one_line
 from glassgpt.weights.download.errors import DownloadError, OfflineError, network_reason
 
@@ -71,10 +72,8 @@ def download_file(
             return file.path
         if switch := offline_switch():
             raise OfflineError(f"{file.path} is not here and {switch} switches the network off", file.way_out())
-        import filelock
-
-        file.path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(file.path.with_name(f".{file.path.name}.lock")):
+        require("filelock", "httpx")
+        with _alone(file.path):
             if not file.is_right():  # another process may have brought it meanwhile
                 with _client(connect_timeout, read_timeout) as client:
                     _Transfer(file, client, progress, retries, backoff).run()
@@ -83,6 +82,28 @@ def download_file(
     except OSError as error:
         raise DownloadError(f"cannot write {file.path}: {_disk_reason(error)}") from error
     return file.path
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """No second process fetches `path` meanwhile. The lock and the folders made for it go again if nothing came."""
+    import filelock
+
+    new = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        with filelock.FileLock(lock):
+            try:
+                yield
+            finally:
+                # While it is held: who waits sees that what it opened has lost its name, and begins again.
+                with suppress(OSError):  # Windows deletes no open file; there filelock does it afterwards
+                    lock.unlink()
+    finally:
+        for folder in new:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
 
 
 class _SourceError(Exception):

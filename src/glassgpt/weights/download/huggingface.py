@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 
 from glassgpt.json_file import read_json
+from glassgpt.packages import require
 from glassgpt.terminal_text import one_line
 from glassgpt.weights.download.errors import DownloadError, OfflineError, causes, network_reason
 from glassgpt.weights.download.file import has_sha256, offline_switch, sha256_of
@@ -49,6 +50,7 @@ def download_huggingface(name: str, *, weights_dir: Path | None = None, revision
     `HF_ENDPOINT`, `HF_HUB_DISABLE_PROGRESS_BARS`, …). Raises `ValueError` for what is not a name,
     `OfflineError`, and `DownloadError` for all the rest.
     """
+    require("huggingface_hub")
     repo = Repository(name, revision, models_directory(weights_dir))
     switch = offline_switch()
     try:

@@ -71,6 +71,11 @@ class FileToFetch(NamedTuple):
     sha256: str | None
     path: str  # relative to the directory that holds the models
 
+    def described(self) -> str:
+        """Two lines: where it is; its size, its sha256 and its path."""
+        size = "size unknown" if self.size is None else f"{self.size:,} bytes"
+        return f"{self.url}\n    {size}, sha256 {self.sha256 or 'unknown'}, as {self.path}"
+
 
 def published_files(model: str, base_url: str) -> list[FileToFetch]:
     """The files of a model under one of its two names in `OPENAI_SIZES`, in the order to fetch them in."""
