@@ -59,7 +59,9 @@ def final_tensors(out: Path) -> dict[str, torch.Tensor]:
 
 def losses(out: Path) -> list[tuple]:
     """Every record but what a clock decides."""
-    return [tuple((k, v) for k, v in r.items() if k != "tokens_per_second") for r in read_log(out)]
+    return [
+        tuple((k, v) for k, v in r.items() if k not in ("tokens_per_second", "time", "seconds")) for r in read_log(out)
+    ]
 
 
 def assert_same_run(a: Path, b: Path) -> None:

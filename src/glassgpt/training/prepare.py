@@ -35,7 +35,9 @@ DEFAULT_MINUTES = 5.0
 _ENOUGH_STEPS = 400  # fewer teach a larger model less than a smaller one learns in the same time
 
 # Settings that a resumed run may change: none of them touches a step that has been taken, or what losses mean
-_CHANGEABLE = {"steps", "eval_every", "patience", "sample_prompt", "sample_tokens"}
+_CHANGEABLE = {"steps", "eval_every", "save_minutes", "patience", "sample_prompt", "sample_tokens"}
+# How choices begin that tell what the run was to be when it began; a resume says itself how far it goes
+_PLANS = ("time: ", "steps: ", "the text is read ")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,32 +172,33 @@ def write_run_file(run: Path, prepared: Prepared, texts: Sequence[str | Path]) -
     write_text(run / RUN_FILE, json.dumps(record, indent=2) + "\n")
 
 
-def reopen(out: Path, request: Request) -> tuple[Prepared, int | None]:
-    """A run that was prepared before, to be resumed, and the number of threads it computes with, if that is known.
+def reopen(out: Path, request: Request) -> tuple[Prepared, Settings, int | None]:
+    """A run that was prepared before, to be resumed.
 
-    What contradicts the run is a `ValueError` that says how. The data's digests are checked.
+    Besides it, its settings as they were before this resume changed any, and the number of threads it computes with, if
+    that is known. What contradicts the run is a `ValueError` that says how. The data's digests are checked.
     """
     if not (out / RUN_FILE).exists():
         raise FileNotFoundError(f"{out} holds no run to resume: {RUN_FILE} is missing")
     record = read_json(out / RUN_FILE, max_bytes=MAX_RUN_BYTES)
     try:
-        config, settings = GPTConfig.from_dict(record["config"]), Settings.from_dict(record["settings"])
+        config, before = GPTConfig.from_dict(record["config"]), Settings.from_dict(record["settings"])
         baselines = Baselines(**record["baselines"])
         texts, fingerprints, choices = record["texts"], record["data"], record["choices"]
         threads, torch_version = record.get("threads"), record.get("torch")  # version 0.1 did not write these
         digests = [fingerprints["train"], fingerprints["validation"]]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{out / RUN_FILE} is damaged: {error!r}") from None
-    if differences := _differences(request, config, settings, texts):
+    tokenizer = Tokenizer.load(out)
+    if differences := _differences(request, config, before, texts, tokenizer):
         raise ValueError(
             f"{out} was begun differently: {'; '.join(differences)}. Leave these out, or begin a new run elsewhere"
         )
     changed = {name: value for name, value in request.settings.items() if name in _CHANGEABLE}
-    settings = dataclasses.replace(settings, **changed)
+    settings = dataclasses.replace(before, **changed)
     taken = max((int(path.name.removeprefix("step-")) for path in checkpoints(out)), default=0)
     if settings.steps is None or settings.steps < taken:
         raise ValueError(f"steps {settings.steps} is below the {taken} that {out} has taken already: ask for more")
-    tokenizer = Tokenizer.load(out)
     check_sample(tokenizer, settings)
     paths = [out / "data" / f"{name}.npy" for name in ("train", "validation")]
     train, validation = (TokenFile.open(path, tokenizer=tokenizer) for path in paths)
@@ -207,12 +210,20 @@ def reopen(out: Path, request: Request) -> tuple[Prepared, int | None]:
         _log.warning(
             "%s was begun with PyTorch %s: with %s the last bits may differ", out, torch_version, torch.__version__
         )
-    if changed:  # the next resume needs no reminder
-        write_text(out / RUN_FILE, json.dumps(record | {"settings": settings.to_dict()}, indent=2) + "\n")
-    return Prepared(config, settings, tokenizer, train, validation, baselines, choices), threads
+    choices = [choice for choice in choices if not choice.startswith(_PLANS)]
+    return Prepared(config, settings, tokenizer, train, validation, baselines, choices), before, threads
 
 
-def _differences(request: Request, config: GPTConfig, settings: Settings, texts: list[str]) -> list[str]:
+def record_changes(out: Path, prepared: Prepared) -> None:
+    """Write the settings of a resumed run into its `run.json`: the next resume needs no reminder."""
+    record = read_json(out / RUN_FILE, max_bytes=MAX_RUN_BYTES)
+    record |= {"settings": prepared.settings.to_dict(), "choices": prepared.choices}
+    write_text(out / RUN_FILE, json.dumps(record, indent=2) + "\n")
+
+
+def _differences(
+    request: Request, config: GPTConfig, settings: Settings, texts: list[str], tokenizer: Tokenizer
+) -> list[str]:
     """What was asked for now that contradicts what the run began with, in words."""
     asked = Settings.from_dict(request.settings).to_dict()
     recorded = settings.to_dict()
@@ -221,8 +232,9 @@ def _differences(request: Request, config: GPTConfig, settings: Settings, texts:
         for name in request.settings
         if asked[name] != recorded[name] and name not in _CHANGEABLE and (name, asked[name]) != ("dtype", "auto")
     ]
-    if request.texts and [str(text) for text in request.texts] != texts:
-        differences.append(f"the text was {' '.join(texts) or 'the default corpus'}")
+    asked_texts = [str(text) for text in request.texts]
+    if asked_texts and asked_texts != texts:
+        differences.append(f"the text was {_listed(texts)}, now {_listed(asked_texts)}")
     shape = request.config()
     if shape is not None:
         shape = shape.replace(vocab_size=config.vocab_size)
@@ -231,8 +243,24 @@ def _differences(request: Request, config: GPTConfig, settings: Settings, texts:
             for name, value in config.to_dict().items()
             if shape.to_dict()[name] != value
         ]
-    if request.tokenizer is not None:
-        differences.append("the tokenizer is chosen when a run begins")
-    if request.minutes is not None:
-        differences.append("minutes are turned into steps when a run begins (steps takes more of them)")
+    if request.tokenizer is not None and not _is_same(request.tokenizer, tokenizer):
+        now = repr(request.tokenizer) if isinstance(request.tokenizer, str) else f"{request.tokenizer.n_vocab:,} tokens"
+        differences.append(f"the tokenizer was one of {tokenizer.n_vocab:,} tokens, made for this text, now {now}")
     return differences
+
+
+def _is_same(asked: Tokenizer | str, tokenizer: Tokenizer) -> bool:
+    """Whether a run's tokenizer is the one asked for; one that a text decides is not made again to see that."""
+    ready = {"gpt2": Tokenizer.gpt2, "byte": Tokenizer.bytes_}
+    if isinstance(asked, str):
+        if asked not in ready:
+            return False
+        asked = ready[asked]()
+    return tokenizer.has_fingerprint(asked.fingerprint)
+
+
+def _listed(texts: list[str]) -> str:
+    """The first texts of a run, and how many more there are."""
+    if not texts:
+        return "Python's own manual"
+    return " ".join(texts[:3]) + (f" and {len(texts) - 3:,} more" if len(texts) > 3 else "")

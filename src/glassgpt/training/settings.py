@@ -64,6 +64,12 @@ class Settings(Options):
         at_least=1,
         derived="1/8 of all",
     )
+    save_minutes: float = option(
+        10.0,
+        "minutes by the clock after which a checkpoint is saved between evaluations, too; 0: never",
+        unit="minutes",
+        at_least=0,
+    )
     eval_batches: int | None = option(
         None,
         "batches of one evaluation, spread evenly over the validation part",
@@ -131,6 +137,7 @@ class SettingsKeywords(TypedDict, total=False):
     dtype: str
     seed: int
     eval_every: int | None
+    save_minutes: float
     eval_batches: int | None
     patience: int | None
     keep: str
