@@ -42,7 +42,11 @@ def add_commands(commands: Any) -> None:
         choices=("bpe", "gpt2", "char", "byte"),
         help="how text becomes tokens (default: bpe, trained on the text)",
     )
-    train.add_argument("--minutes", type=above_zero, help="train about this long, instead of --steps (default: 5)")
+    train.add_argument(
+        "--minutes",
+        type=above_zero,
+        help="train about this long, instead of --steps (default: 5); with --resume, this much longer",
+    )
     add_fields(train, Settings)
     add_machine(train)
 

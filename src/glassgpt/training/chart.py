@@ -101,7 +101,7 @@ def chart(curve: Curve, baselines: Mapping[str, float], width: int, rows: int) -
     """`rows` lines of the curve and two of its steps, each at most `width` characters; [] where there is no room."""
     line = [(step, max(-_MOST, min(loss, _MOST))) for step, loss in curve.line()]
     points = [(step, max(-_MOST, min(loss, _MOST))) for step, loss in curve.points]
-    if len(line) < 2:
+    if len(line) < 2 or rows < 3:
         return []
     view = frame(line, points, baselines.values())
     ticks = _ticks(view, rows)
@@ -113,7 +113,7 @@ def chart(curve: Curve, baselines: Mapping[str, float], width: int, rows: int) -
         columns, names, legend = width - left - 2, {}, ("", "")
     else:
         legend = _LEGEND
-    if columns < 20 or rows < 3:
+    if columns < 20:
         return []
     cells = _cells(view, line, points, baselines.values(), columns, rows)
     lines = []
@@ -187,7 +187,7 @@ def _heights(view: Frame, line: Sequence[tuple[int, float]], dots: int, high: in
 
 def _ticks(view: Frame, rows: int) -> dict[int, str]:
     """Round numbers on the axis of the losses, by row, at least one row apart."""
-    least = (view.top - view.bottom) / rows * 2
+    least = (view.top - view.bottom) / rows * 1.2
     power = 10.0 ** math.floor(math.log10(least))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
     digits = max(1, -math.floor(math.log10(step) + 1e-9))

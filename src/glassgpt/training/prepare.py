@@ -245,7 +245,9 @@ def _differences(
         ]
     if request.tokenizer is not None and not _is_same(request.tokenizer, tokenizer):
         now = repr(request.tokenizer) if isinstance(request.tokenizer, str) else f"{request.tokenizer.n_vocab:,} tokens"
-        differences.append(f"the tokenizer was one of {tokenizer.n_vocab:,} tokens, made for this text, now {now}")
+        differences.append(
+            f"the tokenizer, chosen when a run begins, was one of {tokenizer.n_vocab:,} tokens, now {now}"
+        )
     return differences
 
 

@@ -24,8 +24,8 @@ from glassgpt.training.records import Prepared, TrainResult
 _LINE_SECONDS = 10.0
 _ENCODING_SECONDS = 2.0  # encoding that is done sooner is not worth a word
 _BASELINES = (("uniform", "ln V"), ("unigram", "unigram"), ("bigram", "bigram"))
-_MOST_COLUMNS, _MOST_ROWS = 110, 16  # of the chart: more shows no more
-_LEAST_BAR = 8
+_MOST_COLUMNS, _MOST_ROWS = 110, 20  # of the chart: more shows no more
+_LEAST_BAR = 12
 
 
 def progress_for(stream: IO[str], live: bool | None = None) -> Progress:
