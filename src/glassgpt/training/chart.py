@@ -209,11 +209,10 @@ def _names(view: Frame, baselines: Mapping[str, float], rows: int) -> dict[int, 
     above = [name for name in falling if at[name] < 0]
     below = [name for name in reversed(falling) if at[name] >= rows]
     names: dict[int, str] = {}
-    for arrow, group, down in (("", inside, True), ("↑ ", above, True), ("↓ ", below, False)):
+    for arrow, group in (("", inside), ("↑ ", above), ("↓ ", below)):
         for name in group:
             row = min(max(at[name], 0), rows - 1)
-            order = [range(row, rows), range(row, -1, -1)]
-            free = (r for part in (order if down else order[::-1]) for r in part if r not in names)
+            free = (r for part in (range(row, rows), range(row, -1, -1)) for r in part if r not in names)
             names.setdefault(next(free, row), f"{arrow}{name} {baselines[name]:.2f}")
     return names
 
