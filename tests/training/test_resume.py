@@ -189,6 +189,17 @@ def test_more_than_the_text_can_bear_is_said(tmp_path: Path, text: Path, monkeyp
     assert re.search(r"they read the text [\d.]+ times in all, and more than 24 seldom make a model better", line)
 
 
+def test_a_run_that_goes_on_is_not_stopped_by_the_rise_of_its_rate(tmp_path: Path, text: Path, speed: Speed) -> None:
+    """More steps or minutes were asked for: they are taken, unless patience was asked for with them."""
+    out = tmp_path / "run"
+    broken(text, out, patience=2)
+    assert "changed: steps 20 -> 36, patience 2 -> 0" in said(out, minutes=0.5)
+    assert "changed: steps 36 -> 53, patience 0 -> 1" in said(out, minutes=0.8, patience=1)
+    assert "changed: steps 53 -> 60, patience 1 -> 0" in said(out, steps=60)
+    assert "changed: steps 60 -> 70, patience 0 -> 2" in said(out, steps=70, patience=2)
+    assert "changed: steps 70 -> 30" in said(out, steps=30)  # sooner, so the rate falls
+
+
 @pytest.mark.parametrize(("seconds", "steps"), [(0.1, 1), (100, 60), (1000, 660)])
 def test_further_steps_count_evaluations(seconds: float, steps: int) -> None:
     """Ten batches of half a second each and a half second of saving, every eleven steps: half a second more a step."""

@@ -195,7 +195,8 @@ def reopen(out: Path, request: Request) -> tuple[Prepared, Settings, int | None]
             f"{out} was begun differently: {'; '.join(differences)}. Leave these out, or begin a new run elsewhere"
         )
     changed = {name: value for name, value in request.settings.items() if name in _CHANGEABLE}
-    settings = dataclasses.replace(before, **changed)
+    steps = changed.get("steps")
+    settings = dataclasses.replace(before if steps is None else before.prolonged(steps), **changed)
     taken = max((int(path.name.removeprefix("step-")) for path in checkpoints(out)), default=0)
     if settings.steps is None or settings.steps < taken:
         raise ValueError(f"steps {settings.steps} is below the {taken} that {out} has taken already: ask for more")

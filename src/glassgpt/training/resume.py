@@ -14,16 +14,18 @@ from glassgpt.training.settings import Settings
 from glassgpt.training.step import schedule
 
 
-def with_more_minutes(prepared: Prepared, minutes: float, taken: int, device: torch.device) -> tuple[Prepared, str]:
+def with_more_minutes(
+    prepared: Prepared, minutes: float, patience: int | None, taken: int, device: torch.device
+) -> tuple[Prepared, str]:
     """With the steps that fit into `minutes` after the `taken` ones, and a line on them.
 
-    The speed is measured on a model that is thrown away, so the run's own steps are those of any other run to the same
-    number of steps.
+    `patience` is what was asked for, or None. The speed is measured on a model that is thrown away, so the run's own
+    steps are those of any other run to the same number of steps.
     """
     settings = prepared.settings
     speed = measure_speed(prepared, settings, device, min(2.0, 0.05 * minutes * 60))
     more = further_steps(minutes * 60, speed, settings, prepared.config.n_parameters())
-    settings = dataclasses.replace(settings, steps=taken + more)
+    settings = settings.prolonged(taken + more, patience)
     time_text = f"{minutes:g} {'minute' if minutes == 1 else 'minutes'}"
     text = f"steps: {more:,} more fit into {time_text} at the speed just measured"
     epochs, most = prepared.epochs(taken + more), choose_epochs(prepared.parameters_per_token())

@@ -82,7 +82,7 @@ class Settings(Options):
         "evaluations in a row without a better one after which training stops; 0: never",
         unit="evaluations",
         at_least=0,
-        derived="0 with steps, 4 with minutes",
+        derived="4 in a new run with minutes, else 0",
     )
     keep: str = option(
         "best",
@@ -119,6 +119,16 @@ class Settings(Options):
             eval_batches=DEFAULT_EVAL_BATCHES if self.eval_batches is None else self.eval_batches,
             patience=0 if self.patience is None else self.patience,
         )
+
+    def prolonged(self, steps: int, patience: int | None = None) -> Self:
+        """For a resumed run that now ends at `steps`.
+
+        More steps raise the learning rate, and that makes a model worse before it makes it better: then only a
+        `patience` that is asked for counts.
+        """
+        if patience is None:
+            patience = 0 if self.steps is not None and steps > self.steps else self.patience
+        return dataclasses.replace(self, steps=steps, patience=patience)
 
 
 class SettingsKeywords(TypedDict, total=False):

@@ -115,7 +115,8 @@ def _reopen(
     _use_threads(threads, begun_with)
     path, state = newest_checkpoint(out)
     if request.minutes is not None:
-        prepared, line = with_more_minutes(prepared, request.minutes, state.step, device)
+        patience = request.settings.get("patience")
+        prepared, line = with_more_minutes(prepared, request.minutes, patience, state.step, device)
         progress.message(line)
     if prepared.settings != before:
         record_changes(out, prepared)
