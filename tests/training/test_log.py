@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glassgpt.training import log as log_module
 from glassgpt.training.log import RunLog, read_log
 from glassgpt.training.run_directory import LOG
 
@@ -27,6 +30,11 @@ def fill(run: Path, steps: range, every: int = 5, first_step: int = 0) -> RunLog
     return log
 
 
+def timeless(run: Path) -> list[dict[str, Any]]:
+    """The records without what a clock decides."""
+    return [{k: v for k, v in r.items() if k not in ("time", "seconds")} for r in read_log(run)]
+
+
 def numbers(run: Path, kind: str) -> list[int]:
     return [r["step"] for r in read_log(run) if r["kind"] == kind]
 
@@ -41,6 +49,10 @@ def test_each_record_is_one_line_of_json(tmp_path: Path) -> None:
     lines = (tmp_path / LOG).read_bytes().decode("utf-8").split("\n")
     assert [json.loads(line) for line in lines[:-1]] == [step, evaluation] == read_log(tmp_path)
     assert lines[-1] == ""
+    for record in (step, evaluation):
+        written = datetime.datetime.fromisoformat(record.pop("time"))
+        assert abs((datetime.datetime.now(datetime.UTC) - written).total_seconds()) < 3600
+        assert 0 <= record.pop("seconds") < 3600
     assert step == {
         "kind": "step",
         "step": 0,
@@ -91,9 +103,47 @@ def test_a_resume_drops_what_comes_again(tmp_path: Path, checkpoint: int) -> Non
     fill(tmp_path / "whole", range(20))
     fill(tmp_path / "killed", range(17))
     fill(tmp_path / "killed", range(checkpoint, 20), first_step=checkpoint)
-    assert (tmp_path / "killed" / LOG).read_bytes() == (tmp_path / "whole" / LOG).read_bytes()
+    assert timeless(tmp_path / "killed") == timeless(tmp_path / "whole")
     assert numbers(tmp_path / "killed", "step") == list(range(20))
     assert numbers(tmp_path / "killed", "evaluation") == [5, 10, 15, 20]
+
+
+def test_an_evaluation_that_no_checkpoint_has_is_dropped(tmp_path: Path) -> None:
+    """A checkpoint by the clock at step 7, then one measured at the same step and killed before it was saved."""
+    log = fill(tmp_path, range(7))
+    assert numbers(tmp_path, "evaluation") == [5, 7]
+    kept = log.rewind(7, evaluated=5)
+    assert kept == read_log(tmp_path)
+    assert numbers(tmp_path, "evaluation") == [5]
+    assert numbers(tmp_path, "step") == list(range(7))
+
+
+def test_seconds_go_on_without_the_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(log_module.time, "monotonic", lambda: now)
+    log = RunLog(tmp_path)
+    for _ in range(3):
+        now += 2
+        log.step(0, 1.0, 1.0, 1.0, 1.0)
+    now += 5000
+    log = RunLog(tmp_path)
+    now += 1
+    assert log.step(3, 1.0, 1.0, 1.0, 1.0)["seconds"] == 7
+    log.rewind(0)
+    now += 1
+    assert log.step(0, 1.0, 1.0, 1.0, 1.0)["seconds"] == 2  # those that were dropped do not count
+    assert [r["seconds"] for r in read_log(tmp_path)] == [2]
+
+
+@pytest.mark.parametrize("seconds", [None, "soon"])
+def test_a_log_without_seconds_gets_none(tmp_path: Path, seconds: str | None) -> None:
+    old = {"kind": "step", "step": 0, "loss": 6.0, "gradient_norm": 1.0, "rate": 0.5, "tokens_per_second": 1.0}
+    old |= {} if seconds is None else {"seconds": seconds}
+    (tmp_path / LOG).write_text(json.dumps(old) + "\n", encoding="utf-8")
+    record = RunLog(tmp_path).step(1, 6.0, 1.0, 0.5, 1.0)
+    assert read_log(tmp_path) == [old, record]
+    assert "seconds" not in record
+    assert "time" in record
 
 
 def test_a_log_cut_off_anywhere_is_read_up_to_there(tmp_path: Path) -> None:

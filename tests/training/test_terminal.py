@@ -117,59 +117,93 @@ def test_any_numbers_make_a_chart(losses: list[float], uniform: float, unigram: 
     view.close()
     for n, loss in enumerate(losses):
         view.step(record(n, loss))
-    if len(view._curve) > 1:
-        rows = list(view._chart(60, 10))
-        assert len(rows) == 10
-        assert all(len(row) > 60 for row in rows)
+        view.evaluation(evaluation(n, loss), best=True)
+    lines = view.console.render_lines(view._view(), pad=False)
+    assert len(lines) in (1, 12)  # the bar, and the chart where there are two losses
+    assert all(sum(cell_len(segment.text) for segment in line) < 80 for line in lines)
 
 
-# ---- the chart ----------------------------------------
+# ---- what is at the bottom ----------------------------------------
 
 
-def chart(losses: list[float], width: int = 80) -> list[str]:
-    view = LiveView(screen(width))
-    view.start(prepared(), 0)
-    for n, loss in enumerate(losses):
-        view._loss = None  # without smoothing, to see each loss as it is
-        view.step(record(n, loss))
-    view.close()
-    lines = printed(view).splitlines()
-    end = max(n for n, line in enumerate(lines) if " loss " in line)
-    return lines[end - 10 : end]
+def bottom(view: LiveView) -> list[str]:
+    """The lines of the chart and the bar."""
+    return ["".join(s.text for s in line) for line in view.console.render_lines(view._view(), pad=False)]
 
 
-def test_the_chart_falls_as_the_loss_does_between_its_baselines() -> None:
-    rows = chart([6.2 - 0.05 * n for n in range(60)])
-    filled = [len(re.findall("[▁▂▃▄▅▆▇█]", row)) for row in rows]
-    assert filled == sorted(filled)
-    assert (filled[0] < 10, filled[-1]) == (True, 60)
-    names = [re.search(r"(ln V|unigram|bigram) (\d\.\d\d)", row) for row in rows]
-    assert [found.groups() for found in names if found] == [("ln V", "6.24"), ("unigram", "5.20"), ("bigram", "3.94")]
-    heights = [n for n, found in enumerate(names) if found]
-    assert heights[0] == 0
-    assert heights == sorted(heights)
-
-
-def test_the_chart_keeps_within_the_screen() -> None:
-    for width in (80, 60, 40):
-        assert max(cell_len(line) for line in chart([5.0, 4.0, 3.0], width)) <= width
-
-
-def test_baselines_that_meet_keep_to_their_row() -> None:
-    view = LiveView(screen())
-    view.start(prepared(baselines=Baselines(5.0, 5.0, 5.0)), 0)
-    for n in range(3):
-        view.step(record(n, 5.0))
-    assert len(view.console.render_lines(view._view())) == 11  # the chart and the bar
-    view.close()
-
-
-@pytest.mark.parametrize("size", [(80, 12), (25, 24)])
-def test_a_small_screen_shows_the_bar_and_no_chart(size: tuple[int, int]) -> None:
+def trained(size: tuple[int, int], steps: int = 1000, of: int = 2000) -> LiveView:
+    """A view after a run of usual losses."""
     view = LiveView(screen(*size))
-    text = whole_run(view, [5.0, 4.0, 3.0])
-    assert "█" not in text
-    assert " loss 4.853  1,234 tok" in text
+    view.start(prepared(of), 0)
+    view.close()
+    for n in range(steps):
+        if n % 250 == 0:
+            view.evaluation(evaluation(n, 3.3 + 3 / (1 + n / 20)), best=True)
+        view.step(record(n, 3.2 + 3 / (1 + n / 20)))
+    return view
+
+
+@pytest.mark.parametrize("size", [(60, 24), (80, 24), (140, 40)])
+def test_nothing_is_cut_on_usual_screens(size: tuple[int, int]) -> None:
+    view = trained(size)
+    view.saved(980)
+    lines = bottom(view)
+    assert len(lines) == size[1] // 2
+    assert max(map(len, lines)) < size[0]
+    together = "\n".join(lines)
+    for whole in ("↑ unigram 5.20", "bigram 3.94", "499", "999", "⠒⠒ training", "●  validation"):
+        assert whole in together
+    assert re.fullmatch(r"  ━+─+  1,000 of 2,000  loss 3\.2\d\d  0:\d\d:\d\d left.*", lines[-1])
+    assert lines[-1].endswith(
+        {60: " left", 80: "1,234 tokens/s", 140: "1,234 tokens/s  saved at 980"}[size[0]],
+    )
+
+
+def test_the_bar_is_as_long_as_the_run_is_far() -> None:
+    for steps, filled in ((20, 0), (1000, 0.5), (2000, 1)):
+        bar = bottom(trained((80, 24), steps))[-1]
+        assert abs(bar.count("━") - filled * (bar.count("━") + bar.count("─"))) <= 1
+
+
+def test_a_resumed_run_shows_all_of_it() -> None:
+    whole, resumed = trained((80, 24)), LiveView(screen())
+    records: list[dict[str, Any]] = []
+    for n in range(1000):
+        if n % 250 == 0:
+            records.append(evaluation(n, 3.3 + 3 / (1 + n / 20)))
+        records.append(record(n, 3.2 + 3 / (1 + n / 20)))
+    resumed.history(records[:602])
+    resumed.start(prepared(2000), 600)
+    resumed.close()
+    for r in records[603:]:
+        resumed.step(r) if r["kind"] == "step" else resumed.evaluation(r, best=True)
+    assert bottom(resumed)[:-1] == bottom(whole)[:-1]
+
+
+def test_a_log_with_losses_that_were_no_numbers_is_shown(clock: Clock) -> None:
+    view = Lines(paper())
+    view.history([record(0, 4.0), {**record(1, 0.0), "loss": None}, {**evaluation(2, 0.0), "val_loss": None}])
+    view.start(prepared(), 2)
+    clock.now += 10
+    view.step(record(2, 4.0))
+    assert "loss 4.000" in printed(view).splitlines()[-1]
+
+
+def test_a_checkpoint_between_evaluations_is_a_line_of_a_file_only() -> None:
+    lines, live = Lines(paper()), trained((140, 40), 3)
+    lines.saved(1234)
+    assert printed(lines) == "step  1,234  saved\n"
+    before = printed(live)
+    live.saved(1234)
+    assert printed(live) == before
+    assert bottom(live)[-1].endswith("saved at 1,234")
+
+
+@pytest.mark.parametrize("size", [(80, 11), (25, 24), (12, 3)])
+def test_a_small_screen_shows_how_far_the_run_is_and_no_chart(size: tuple[int, int]) -> None:
+    lines = bottom(trained(size))
+    assert len(lines) == 1
+    assert "1,000 of" in lines[0] or size[0] == 12
 
 
 # ---- what is said ----------------------------------------
@@ -180,7 +214,7 @@ def test_a_step_that_was_no_number_does_not_hide_the_others() -> None:
     view.start(prepared(), 0)
     for n, loss in enumerate([4.0, math.nan, math.inf, 4.0]):
         view.step(record(n, loss))
-    assert view._loss == 4.0
+    assert view._curve.last == (3, 4.0)
 
 
 def test_lines_come_every_ten_seconds_with_rate_and_time_left(clock: Clock) -> None:
@@ -317,7 +351,7 @@ def test_a_long_encoding_has_a_bar_that_goes_again(clock: Clock) -> None:
     assert shown.rstrip().endswith("\x1b[2K")  # the bar's line is erased
     view.start(prepared(), 0)
     view.finish(result())
-    assert "0/100" in printed(view)
+    assert "  0 of 100" in printed(view)
 
 
 def test_work_that_is_not_counted_in_bytes(clock: Clock) -> None:
@@ -377,4 +411,5 @@ def test_a_view_that_was_never_started_can_be_closed_twice() -> None:
     view.start(prepared(), 0)
     view.close()
     view.close()
-    assert printed(view).endswith("\x1b[?25h")  # the cursor is there again
+    assert "\x1b[?25h" in printed(view)  # the cursor is there again
+    assert printed(view).endswith("\n")

@@ -18,6 +18,7 @@ from glassgpt import GPTConfig, GPTModel, Tokenizer, load_model, train
 from glassgpt.config import preset
 from glassgpt.data.tokens import TokenFile
 from glassgpt.training import build
+from glassgpt.training import train as train_module
 from glassgpt.training.evaluate import evaluate
 from glassgpt.training.log import read_log
 from glassgpt.training.objective import NextTokenLoss
@@ -64,7 +65,9 @@ def final_tensors(out: Path) -> dict[str, torch.Tensor]:
 
 def losses(out: Path) -> list[tuple]:
     """Every record but what a clock decides."""
-    return [tuple((k, v) for k, v in r.items() if k != "tokens_per_second") for r in read_log(out)]
+    return [
+        tuple((k, v) for k, v in r.items() if k not in ("tokens_per_second", "time", "seconds")) for r in read_log(out)
+    ]
 
 
 def assert_same_run(a: Path, b: Path) -> None:
@@ -265,10 +268,12 @@ def test_resume_refuses_what_the_run_was_not(tmp_path: Path, text: Path) -> None
         train(out=out, resume=True, shape="nano")
     with pytest.raises(ValueError, match=r"eval_batches was 2, now 3"):  # losses would not be comparable
         train(out=out, resume=True, eval_batches=3)
-    with pytest.raises(ValueError, match="minutes are turned into steps"):
-        train(out=out, resume=True, minutes=3)
-    with pytest.raises(ValueError, match="text was"):
+    with pytest.raises(ValueError, match=f"the text was {text}, now other.txt"):
         train(["other.txt"], out, resume=True)
+    with pytest.raises(ValueError, match="the tokenizer, chosen when a run begins, was one of 257 tokens, now char"):
+        train(out=out, resume=True, tokenizer="char")
+    with pytest.raises(ValueError, match="minutes and steps exclude each other"):
+        train(out=out, resume=True, minutes=3, steps=30)
     with pytest.raises(FileNotFoundError, match="holds no run to resume: there is no such directory"):
         train(out=tmp_path / "nothing", resume=True)
     assert not (tmp_path / "nothing").exists()
@@ -276,7 +281,7 @@ def test_resume_refuses_what_the_run_was_not(tmp_path: Path, text: Path) -> None
     with pytest.raises(FileNotFoundError, match=r"run\.json is missing"):
         train(out=tmp_path / "empty", resume=True)
     # longer is welcome, and so is asking again for what was picked
-    assert train(out=out, resume=True, steps=25, dtype="auto").steps == 25
+    assert train([text], out, resume=True, steps=25, dtype="auto", shape=CONFIG, tokenizer="byte").steps == 25
 
 
 def test_records_train_as_files_do(tmp_path: Path, text: Path) -> None:
@@ -485,6 +490,122 @@ def test_a_run_of_version_0_1_resumes(tmp_path: Path, text: Path) -> None:
     path.write_text(json.dumps(state), encoding="utf-8")
     train(out=out, resume=True)
     assert_same_run(tmp_path / "whole", out)
+
+
+# ---- checkpoints by the clock ----------------------------------------
+
+
+class Saved(StopAt):
+    """Remembers what was saved between evaluations; `evaluated` in the newest checkpoint is the one before."""
+
+    def __init__(self, out: Path, step: int = -1) -> None:
+        super().__init__(step)
+        self.out, self.steps, self.evaluated = out, [], []
+
+    def saved(self, step: int) -> None:
+        _, state = newest_checkpoint(self.out)
+        assert state.step == step
+        self.steps.append(step)
+        self.evaluated.append(state.evaluated)
+
+
+def test_saving_by_the_clock_changes_nothing_of_a_run(tmp_path: Path, text: Path) -> None:
+    a, b = tmp_path / "undisturbed", tmp_path / "saved"
+    run(text, a, save_minutes=0)
+    view = Saved(b)
+    run(text, b, save_minutes=1e-9, progress=view)  # after every step
+    assert view.steps == [step for step in range(1, 20) if step % 5]
+    assert view.evaluated == [step // 5 * 5 for step in view.steps]
+    assert_same_run(a, b)
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+    assert [p.name for p in checkpoints(b)] == ["step-00000020", "step-00000019"]
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_run_resumes_bit_for_bit_from_a_checkpoint_by_the_clock(tmp_path: Path, text: Path, optimizer: str) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(text, whole, optimizer=optimizer, save_minutes=0)
+    with pytest.raises(RuntimeError, match="plug"):
+        run(text, broken, optimizer=optimizer, save_minutes=1e-9, progress=StopAt(8))
+    _, state = newest_checkpoint(broken)
+    assert (state.step, state.evaluated) == (8, 5)
+    with pytest.raises(RuntimeError, match="plug"):
+        run(text, tmp_path / "until", optimizer=optimizer, save_minutes=0, progress=StopAt(5))
+    assert (broken / "model.safetensors").read_bytes() == (tmp_path / "until" / "model.safetensors").read_bytes()
+    with pytest.raises(RuntimeError, match="plug"):
+        train(out=broken, resume=True, progress=(view := Saved(broken, 13)))
+    assert view.steps == [9, 11, 12, 13]  # the one that it began with is not written again
+    train(out=broken, resume=True, save_minutes=0)
+    assert_same_run(whole, broken)
+
+
+def test_the_clock_counts_from_the_last_checkpoint(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        now = 0.0
+        perf_counter = staticmethod(time.perf_counter)
+
+        def monotonic(self) -> float:
+            return self.now
+
+    class Ticking(Saved):
+        """Each step takes a minute."""
+
+        def step(self, record: dict) -> None:
+            clock.now += 60
+
+    clock = Clock()
+    monkeypatch.setattr(train_module, "time", clock)
+    view = Ticking(tmp_path / "run")
+    run(text, tmp_path / "run", steps=40, eval_every=15, save_minutes=4, progress=view)
+    assert view.steps == [4, 8, 12, 19, 23, 27, 34, 38]  # evaluations at 15, 30 and 40 save as well
+    view = Ticking(tmp_path / "never")
+    run(text, tmp_path / "never", steps=40, eval_every=15, save_minutes=0, progress=view)
+    assert view.steps == []
+
+
+def test_the_last_model_is_the_last_one_saved_by_the_clock_too(tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="plug"):
+        run(text, out, keep="last", save_minutes=1e-9, progress=StopAt(8))
+    assert load_model(out)[0].out_head.weight.equal(load_model(newest_checkpoint(out)[0])[0].out_head.weight)
+
+
+def test_a_stop_at_a_checkpoint_by_the_clock_is_logged_once(tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="plug"):
+        run(text, out, save_minutes=1e-9, progress=StopAt(8))
+    train(out=out, resume=True, steps=8)  # measured at the very step of the checkpoint
+    assert [r["step"] for r in read_log(out) if r["kind"] == "evaluation"] == [0, 5, 8]
+    assert newest_checkpoint(out)[1].evaluated == 8
+
+
+def test_damaged_checkpoints_are_no_reason_to_delete_a_good_one(tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="plug"):
+        run(text, out, save_minutes=1e-9, progress=StopAt(13))
+    assert [p.name for p in checkpoints(out)] == ["step-00000013", "step-00000012"]
+    (checkpoints(out)[0] / "training_state" / "optimizer.safetensors").write_bytes(b"damaged")
+    with pytest.raises(RuntimeError, match="plug"):
+        train(out=out, resume=True, save_minutes=0, progress=StopAt(15))
+    assert [p.name for p in checkpoints(out)] == ["step-00000015", "step-00000012"]
+
+
+@pytest.mark.slow
+def test_kill_9_right_after_a_checkpoint_by_the_clock(tmp_path: Path, text: Path) -> None:
+    command = [sys.executable, "-m", "glassgpt", "train"]
+    options = [str(text), "--shape", "nano", "--tokenizer", "byte", "--steps", "60", "--eval-every", "40"]
+    options += ["--eval-batches", "2", "--sample-tokens", "0", "--seed", "5", "--dtype", "float32", "--threads", "1"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, *options, "--out", str(whole)], check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*command, *options, "--out", str(killed), "--save-minutes", "0.001"], stdout=subprocess.DEVNULL
+    )
+    wait_for(lambda: any(path.name > "step-00000003" for path in checkpoints(killed)))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert newest_checkpoint(killed)[1].evaluated == 0, "the kill came too late to test anything"
+    subprocess.run([*command, "--resume", "--threads", "1", "--out", str(killed)], check=True, capture_output=True)
+    assert_same_run(whole, killed)
 
 
 # ---- a text that is learned by heart ----------------------------------------

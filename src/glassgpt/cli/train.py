@@ -51,7 +51,11 @@ def add_commands(commands: Any) -> None:
         help="how text becomes tokens: bpe, gpt2, char, byte, or a directory that holds one (default: bpe, trained on "
         "the text)",
     )
-    train.add_argument("--minutes", type=above_zero, help="train about this long, instead of --steps (default: 5)")
+    train.add_argument(
+        "--minutes",
+        type=above_zero,
+        help="train about this long, instead of --steps (default: 5); with --resume, this much longer",
+    )
     shape = train.add_argument_group("shape of a new model")
     shape.add_argument(
         "--shape",

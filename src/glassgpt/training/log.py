@@ -1,9 +1,15 @@
-"""`log.jsonl`: a record of each step and each evaluation, one JSON object a line, in the order of the steps."""
+"""`log.jsonl`: a record of each step and each evaluation, one JSON object a line, in the order of the steps.
+
+Each has the `time` it was written at, ISO 8601 in UTC, and the `seconds` the run had been at work by then, without the
+pauses between a stop and its resume. Logs of version 0.1 have neither, and a run that began so never has `seconds`.
+"""
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +20,26 @@ _KEYS = {"step": {"step", "loss"}, "evaluation": {"step", "val_loss"}}
 
 
 class RunLog:
-    """Appends records to the log of a run; each is on the disk's way when the method returns."""
+    """Appends records to the log of a run; each is on the disk's way when the method returns.
+
+    The clock of `seconds` goes from the moment this is made on, and adds to what the last record has.
+    """
 
     def __init__(self, run: Path) -> None:
-        self._run = run
+        self._run, self._began = run, time.monotonic()
+        self._before = _seconds(read_log(run))
 
-    def rewind(self, first_step: int) -> None:
-        """Drop what a killed run logged after the checkpoint at `first_step`: those steps come again."""
-        kept = [r for r in read_log(self._run) if r["step"] < first_step + (r["kind"] == "evaluation")]
+    def rewind(self, first_step: int, evaluated: int | None = None) -> list[dict[str, Any]]:
+        """Drop what a killed run logged after the checkpoint at `first_step`: those steps come again.
+
+        `evaluated` are the steps after which that checkpoint's model was measured last; None: `first_step`. Returns
+        the records that stay.
+        """
+        ends = {"step": first_step, "evaluation": (first_step if evaluated is None else evaluated) + 1}
+        kept = [r for r in read_log(self._run) if r["step"] < ends[r["kind"]]]
         write_text(self._run / LOG, "".join(map(_line, kept)))
+        self._before = _seconds(kept)
+        return kept
 
     def step(self, step: int, loss: float, norm: float, rate: float, tokens_per_second: float) -> dict[str, Any]:
         """Step number `step`, from 0: its loss before the update, its part of the peak rate."""
@@ -35,6 +52,9 @@ class RunLog:
         return self._append(record | {"epoch": round(epoch, 4)})
 
     def _append(self, record: dict[str, Any]) -> dict[str, Any]:
+        record["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        if self._before is not None:
+            record["seconds"] = round(self._before + time.monotonic() - self._began, 3)
         with (self._run / LOG).open("a", encoding="utf-8", newline="\n") as file:
             file.write(_line(record))
         return record
@@ -53,6 +73,12 @@ def read_log(run: Path) -> list[dict[str, Any]]:
             break
         records.append(record)
     return records
+
+
+def _seconds(records: list[dict[str, Any]]) -> float | None:
+    """How long the run had been at work at its last record, if that says so."""
+    seconds = records[-1].get("seconds") if records else 0.0
+    return seconds if isinstance(seconds, int | float) else None
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -58,7 +58,7 @@ def settings_for(
 
     `most_steps` are those that the text can bear.
     """
-    saving = _SAVING_SECONDS + 16 * n_parameters / _SAVING_RATE  # weights, and two or three numbers for each of them
+    saving = _saving_seconds(n_parameters)
     batches = settings.eval_batches
     if batches is None:
         affordable = int(_EVALUATION_SHARE * seconds / EVALUATIONS / speed.eval_batch)
@@ -77,3 +77,15 @@ def settings_for(
         settings, eval_batches=batches, patience=_PATIENCE if settings.patience is None else settings.patience
     )
     return settings.resolved(steps), text
+
+
+def further_steps(seconds: float, speed: Speed, settings: Settings, n_parameters: int) -> int:
+    """Steps of a resumed run that fit into `seconds`, evaluations and checkpoints included; at least one."""
+    assert settings.eval_batches is not None and settings.eval_every is not None, "settings must be resolved first"
+    evaluation = settings.eval_batches * speed.eval_batch + _saving_seconds(n_parameters)
+    return max(1, int((seconds - evaluation) / (speed.step + evaluation / settings.eval_every)))
+
+
+def _saving_seconds(n_parameters: int) -> float:
+    """Of one checkpoint: the weights, and two or three numbers for each of them."""
+    return _SAVING_SECONDS + 16 * n_parameters / _SAVING_RATE

@@ -12,30 +12,25 @@ from pathlib import Path
 import torch
 
 from glassgpt.config import GPTConfig
-from glassgpt.data.baselines import Baselines, corpus_baselines
+from glassgpt.data.baselines import corpus_baselines
 from glassgpt.data.corpus import Document, default_corpus, read_corpus, split_documents
 from glassgpt.data.loader import BatchLoader
-from glassgpt.data.tokens import TokenFile, write_tokens
+from glassgpt.data.tokens import write_tokens
 from glassgpt.device import pick_dtype
 from glassgpt.files import write_text
-from glassgpt.json_file import read_json
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.training.choose import choose_dropout, choose_epochs, choose_tokenizer
+from glassgpt.training.choose import TOKENIZERS, choose_dropout, choose_epochs, choose_tokenizer
 from glassgpt.training.measure import measure_speed, settings_for
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared
 from glassgpt.training.request import Request, Start
-from glassgpt.training.run_directory import MAX_RUN_BYTES, RUN_FILE
+from glassgpt.training.run_directory import RUN_FILE
 from glassgpt.training.settings import Settings
-from glassgpt.training.state import checkpoints
 
 _log = logging.getLogger(__name__)
 
 DEFAULT_MINUTES = 5.0
 _ENOUGH_STEPS = 400  # fewer teach a larger model less than a smaller one learns in the same time
-
-# Settings that a resumed run may change: none of them touches a step that has been taken, or what losses mean
-_CHANGEABLE = {"steps", "eval_every", "patience", "sample_prompt", "sample_tokens"}
 
 
 def prepare(
@@ -183,6 +178,7 @@ def write_run_file(run: Path, prepared: Prepared, request: Request) -> None:
         "baselines": dataclasses.asdict(prepared.baselines),
         "choices": prepared.choices,
         "source": prepared.source,
+        "tokenizer": request.tokenizer if request.tokenizer in TOKENIZERS else None,
         "texts": [str(text) for text in request.texts],
         "text_fields": request.fields(),
         "data": {"train": prepared.train.fingerprint, "validation": prepared.validation.fingerprint},
@@ -190,80 +186,3 @@ def write_run_file(run: Path, prepared: Prepared, request: Request) -> None:
         "torch": torch.__version__,
     }
     write_text(run / RUN_FILE, json.dumps(record, indent=2) + "\n")
-
-
-def reopen(out: Path, request: Request) -> tuple[Prepared, int | None]:
-    """A run that was prepared before, to be resumed, and the number of threads it computes with, if that is known.
-
-    What contradicts the run is a `ValueError` that says how. The data's digests are checked.
-    """
-    if not (out / RUN_FILE).exists():
-        raise FileNotFoundError(f"{out} holds no run to resume: {RUN_FILE} is missing")
-    record = read_json(out / RUN_FILE, max_bytes=MAX_RUN_BYTES)
-    try:
-        config, settings = GPTConfig.from_dict(record["config"]), Settings.from_dict(record["settings"])
-        baselines = Baselines(**record["baselines"])
-        texts, fingerprints, choices = record["texts"], record["data"], record["choices"]
-        fields = record.get("text_fields", [])  # runs before there were records have none
-        threads, torch_version = record.get("threads"), record.get("torch")  # version 0.1 did not write these
-        digests = [fingerprints["train"], fingerprints["validation"]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{out / RUN_FILE} is damaged: {error!r}") from None
-    if differences := _differences(request, config, settings, texts, fields):
-        raise ValueError(
-            f"{out} was begun differently: {'; '.join(differences)}. Leave these out, or begin a new run elsewhere"
-        )
-    changed = {name: value for name, value in request.settings.items() if name in _CHANGEABLE}
-    settings = dataclasses.replace(settings, **changed)
-    taken = max((int(path.name.removeprefix("step-")) for path in checkpoints(out)), default=0)
-    if settings.steps is None or settings.steps < taken:
-        raise ValueError(f"steps {settings.steps} is below the {taken} that {out} has taken already: ask for more")
-    tokenizer = Tokenizer.load(out)
-    check_sample(tokenizer, settings)
-    paths = [out / "data" / f"{name}.npy" for name in ("train", "validation")]
-    train, validation = (TokenFile.open(path, tokenizer=tokenizer) for path in paths)
-    if [train.fingerprint, validation.fingerprint] != digests:
-        raise ValueError(f"{out / 'data'} is not the data this run began with: it cannot be resumed")
-    for part in (train, validation):
-        part.verify()
-    if torch_version not in (None, torch.__version__):
-        _log.warning(
-            "%s was begun with PyTorch %s: with %s the last bits may differ", out, torch_version, torch.__version__
-        )
-    if changed:  # the next resume needs no reminder
-        write_text(out / RUN_FILE, json.dumps(record | {"settings": settings.to_dict()}, indent=2) + "\n")
-    source = record.get("source")
-    return Prepared(config, settings, tokenizer, train, validation, baselines, choices, source), threads
-
-
-def _differences(
-    request: Request, config: GPTConfig, settings: Settings, texts: list[str], fields: list[str]
-) -> list[str]:
-    """What was asked for now that contradicts what the run began with, in words."""
-    asked, recorded = dataclasses.asdict(Settings.from_dict(request.settings)), dataclasses.asdict(settings)
-    differences = [
-        f"{name} was {recorded[name]!r}, now {asked[name]!r}"
-        for name in request.settings
-        if asked[name] != recorded[name] and name not in _CHANGEABLE and (name, asked[name]) != ("dtype", "auto")
-    ]
-    if request.texts and [str(text) for text in request.texts] != texts:
-        differences.append(f"the text was {' '.join(texts) or 'the default corpus'}")
-    if request.fields() and request.fields() != fields:
-        differences.append(f"the text fields were {', '.join(fields) or 'not chosen'}")
-    shape = dict(request.config)
-    if request.shape is not None:
-        shape = request.shapes(0)[0][1].to_dict() | {"vocab_size": config.vocab_size} | shape
-        if isinstance(request.shape, str):  # a preset leaves these two to be picked
-            shape |= {key: getattr(config, key) for key in ("drop_rate", "context_length") if key not in request.config}
-    differences += [
-        f"{name} was {value!r}, now {shape[name]!r}"
-        for name, value in config.to_dict().items()
-        if name in shape and shape[name] != value
-    ]
-    if request.model is not None:
-        differences.append("the weights to begin with are chosen when a run begins")
-    if request.tokenizer is not None:
-        differences.append("the tokenizer is chosen when a run begins")
-    if request.minutes is not None:
-        differences.append("minutes are turned into steps when a run begins (steps takes more of them)")
-    return differences

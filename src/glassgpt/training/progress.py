@@ -19,6 +19,9 @@ class Progress:
         A `total` of 0 is not known. Calls come one at a time, but not all from one thread.
         """
 
+    def history(self, records: list[dict[str, Any]]) -> None:
+        """A run is resumed, and these are the lines of its `log.jsonl` so far; `start` follows."""
+
     def start(self, prepared: Prepared, first_step: int) -> None:
         """The first step is about to be taken; `first_step` is above 0 in a resumed run."""
 
@@ -27,6 +30,9 @@ class Progress:
 
     def evaluation(self, record: dict[str, Any], best: bool) -> None:
         """The model was measured and saved: a line of `log.jsonl`, and whether no earlier one was better."""
+
+    def saved(self, step: int) -> None:
+        """A checkpoint was saved after `step` steps, between two evaluations."""
 
     def sample(self, text: str) -> None:
         """What the model writes now."""

@@ -86,6 +86,12 @@ class Settings(Options):
         at_least=1,
         derived="1/8 of all",
     )
+    save_minutes: float = option(
+        10.0,
+        "minutes by the clock after which a checkpoint is saved between evaluations, too; 0: never",
+        unit="minutes",
+        at_least=0,
+    )
     eval_batches: int | None = option(
         None,
         "batches of one evaluation, spread evenly over the validation part",
@@ -98,7 +104,7 @@ class Settings(Options):
         "evaluations in a row without a better one after which training stops; 0: never",
         unit="evaluations",
         at_least=0,
-        derived="0 with steps, 4 with minutes",
+        derived="4 in a new run with minutes, else 0",
     )
     keep: str = option(
         "best",
@@ -150,6 +156,16 @@ class Settings(Options):
             patience=0 if self.patience is None else self.patience,
         )
 
+    def prolonged(self, steps: int, patience: int | None = None) -> Self:
+        """For a resumed run that now ends at `steps`.
+
+        More steps raise the learning rate, and that makes a model worse before it makes it better: then only a
+        `patience` that is asked for counts.
+        """
+        if patience is None:
+            patience = 0 if self.steps is not None and steps > self.steps else self.patience
+        return dataclasses.replace(self, steps=steps, patience=patience)
+
 
 class SettingsKeywords(TypedDict, total=False):
     """The fields of `Settings`, for type checkers and editors; a test keeps the two alike."""
@@ -168,6 +184,7 @@ class SettingsKeywords(TypedDict, total=False):
     dtype: str
     seed: int
     eval_every: int | None
+    save_minutes: float
     eval_batches: int | None
     patience: int | None
     keep: str

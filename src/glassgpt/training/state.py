@@ -34,10 +34,11 @@ _log = logging.getLogger(__name__)
 
 
 def save_checkpoint(run: Path, trainee: Trainee, tokenizer: Tokenizer, state: RunState) -> Path:
-    """Write `run/checkpoints/step-N` for `state.step` = N, then delete all but the newest `KEEP` up to N.
+    """Write `run/checkpoints/step-N` for `state.step` = N, then delete older ones, but for the newest that are whole.
 
-    The directory is written under another name, flushed and renamed: a kill at any moment, or a full disk (`OSError`),
-    leaves the older ones untouched. Later ones than N, which a resumed run found damaged, do not count.
+    `KEEP` whole ones stay. The directory is written under another name, flushed and renamed: a kill at any moment, or a
+    full disk (`OSError`), leaves the older ones untouched. Later ones than N, which a resumed run found damaged, stay
+    until the run has passed them.
     """
     target = run / "checkpoints" / f"step-{state.step:08d}"
     with replacing(target) as temporary:
@@ -49,8 +50,12 @@ def save_checkpoint(run: Path, trainee: Trainee, tokenizer: Tokenizer, state: Ru
         (temporary / _STATE / "state.json").write_text(text + "\n", encoding="utf-8")
         if target.exists():  # a resumed run comes to the same step again
             shutil.rmtree(target)
-    for old in [path for path in checkpoints(run) if path.name <= target.name][KEEP:]:
-        shutil.rmtree(old, ignore_errors=True)
+    whole = 1
+    for old in [path for path in checkpoints(run) if path.name < target.name]:
+        if whole < KEEP and _read(old)[0] is not None:
+            whole += 1
+        else:
+            shutil.rmtree(old, ignore_errors=True)
     return target
 
 
@@ -66,17 +71,23 @@ def newest_checkpoint(run: Path) -> tuple[Path, RunState]:
     """
     damaged = []
     for path in checkpoints(run):
-        try:
-            record = read_json(path / _STATE / "state.json")
-            wrong = [name for name, digest in record["sha256"].items() if _sha256(path / name) != digest]
-            if not wrong:
-                return path, RunState.from_dict(record)
-            damaged.append(f"{path.name} ({wrong[0]})")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            damaged.append(f"{path.name} ({error})")
+        state, wrong = _read(path)
+        if state is not None:
+            return path, state
+        damaged.append(f"{path.name} ({wrong})")
         _log.warning("checkpoint %s is damaged: resuming from an older one", damaged[-1])
     reason = f"all are damaged: {'; '.join(damaged)}" if damaged else "it has no checkpoint yet"
     raise FileNotFoundError(f"{run} cannot be resumed: {reason}")
+
+
+def _read(path: Path) -> tuple[RunState | None, str | None]:
+    """The state of a checkpoint whose files all have their digests; of a damaged one, what is wrong with it."""
+    try:
+        record = read_json(path / _STATE / "state.json")
+        wrong = next((name for name, digest in record["sha256"].items() if _sha256(path / name) != digest), None)
+        return (RunState.from_dict(record), None) if wrong is None else (None, wrong)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return None, str(error)
 
 
 def restore(path: Path, settings: Settings, device: torch.device) -> Trainee:

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import shlex
 import time
-from collections.abc import Iterator
 from typing import IO, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
 from glassgpt.terminal_text import visible
+from glassgpt.training.bottom import Bottom
+from glassgpt.training.chart import LINE, Curve, chart
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared, TrainResult
 
 _LINE_SECONDS = 10.0
 _WORK_SECONDS = 2.0  # work that is done sooner is not worth a word
-_CHART = (60, 10)  # columns, rows
-_SMOOTHING = 0.95
+_BASELINES = (("uniform", "ln V"), ("unigram", "unigram"), ("bigram", "bigram"))
+_MOST_COLUMNS, _MOST_ROWS = 110, 20  # of the chart: more shows no more
+_LEAST_BAR = 12
 
 
 def progress_for(stream: IO[str], live: bool | None = None) -> Progress:
@@ -52,7 +48,7 @@ class Lines(Progress):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._loss: float | None = None
+        self._curve = Curve()
         self._began = self._shown = time.monotonic()
         self._work, self._done, self._total, self._first_done = "", 0, 0, 0
 
@@ -84,6 +80,14 @@ class Lines(Progress):
             return f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB  {rate / 1e6:,.1f} MB/s{left}"
         return f"{done:,} of {total:,} {unit}  {rate:,.0f} {unit}/s{left}"
 
+    def history(self, records: list[dict[str, Any]]) -> None:
+        """See `Progress`."""
+        for record in records:
+            if record["kind"] == "step":
+                self._curve.step(record["step"], record["loss"])
+            else:
+                self._curve.evaluation(record["step"], record["val_loss"])
+
     def start(self, prepared: Prepared, first_step: int) -> None:
         """See `Progress`."""
         for choice in prepared.choices:
@@ -93,35 +97,37 @@ class Lines(Progress):
             f"this text, nats per token: {b.uniform:.3f} with every token alike (ln V), {b.unigram:.3f} knowing how "
             f"common each is, {b.bigram:.3f} knowing the token before (bigram)"
         )
-        self._baselines, self._settings, self._first_step = b, prepared.settings, first_step
+        assert prepared.settings.steps is not None
+        self._baselines, self._steps, self._first_step = b, prepared.settings.steps, first_step
         self._began = self._shown = time.monotonic()
 
     def step(self, record: dict[str, Any]) -> None:
         """See `Progress`."""
-        loss = record["loss"]
-        if math.isfinite(loss):  # a step that was skipped must not hide all others
-            self._loss = loss if self._loss is None else _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss
+        self._curve.step(record["step"], record["loss"])
         self._show_step(record)
 
     def _show_step(self, record: dict[str, Any]) -> None:
         now = time.monotonic()
         if now - self._shown >= _LINE_SECONDS:
             self._shown = now
-            done = record["step"] + 1
-            left = (now - self._began) / max(1, done - self._first_step) * (self._settings.steps - done)
-            self.message(
-                f"step {done:,} of {self._settings.steps:,}  loss {self._loss_text()}  "
-                f"{record['tokens_per_second']:,.0f} tokens/s  {_clock(left)} left"
-            )
+            self.message(f"step {'  '.join(self._facts(record))}")
 
-    def _loss_text(self) -> str:
-        return "-" if self._loss is None else f"{self._loss:.3f}"
+    def _facts(self, record: dict[str, Any]) -> list[str]:
+        """How far the run is, its loss, its speed, the time left."""
+        done = record["step"] + 1
+        seconds = (time.monotonic() - self._began) / max(1, done - self._first_step)
+        return [
+            f"{done:,} of {self._steps:,}",
+            "loss -" if self._curve.last is None else f"loss {self._curve.last[1]:.3f}",
+            f"{record['tokens_per_second']:,.0f} tokens/s",
+            f"{_clock(seconds * (self._steps - done))} left",
+        ]
 
     def evaluation(self, record: dict[str, Any], best: bool) -> None:
         """See `Progress`."""
         loss = record["val_loss"]
-        names = (("uniform", "ln V"), ("unigram", "unigram"), ("bigram", "bigram"))
-        below = [f"below {name}" for key, name in names if loss < getattr(self._baselines, key)]
+        self._curve.evaluation(record["step"], loss)
+        below = [f"below {name}" for key, name in _BASELINES if loss < getattr(self._baselines, key)]
         line = Text.assemble(
             f"step {record['step']:>6,}  epoch {record['epoch']:>4.1f}  ",
             (f"validation {loss:.3f}", "bold"),
@@ -130,6 +136,10 @@ class Lines(Progress):
             "" if best else "  (an earlier one was better)",
         )
         self.console.print(line)
+
+    def saved(self, step: int) -> None:
+        """See `Progress`."""
+        self.message(f"step {step:>6,}  saved")
 
     def sample(self, text: str) -> None:
         """See `Progress`."""
@@ -154,25 +164,25 @@ class Lines(Progress):
 
 
 class LiveView(Lines):
-    """Besides the lines, at the bottom: a bar, rate and time left, and the loss as a curve over its baselines."""
+    """Besides the lines, at the bottom: the loss as a curve between its baselines, a bar, rate and time left."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._live: Live | Bar | None = None
-        self._curve: list[float] = []
+        self._saved = ""
 
     def _show_work(self, unit: str, now: float) -> None:
         if isinstance(self._live, Bar) and self._live.tasks[0].description != self._work:
             self.close()
         if self._live is None and now - self._began >= _WORK_SECONDS:
             columns = (TextColumn("  {task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[amount]}"))
-            self._bar = Bar(*columns, console=self.console, transient=True)
-            self._task = self._bar.add_task(self._work, amount="")
-            self._live = self._bar
+            self._work_bar = Bar(*columns, console=self.console, transient=True)
+            self._task = self._work_bar.add_task(self._work, amount="")
+            self._live = self._work_bar
             self._live.start()
         if self._live is not None:
             amount = self._amount(unit, now)
-            self._bar.update(self._task, completed=self._done, total=self._total or None, amount=amount)
+            self._work_bar.update(self._task, completed=self._done, total=self._total or None, amount=amount)
         if self._done >= self._total > 0:
             self.close()
 
@@ -180,23 +190,21 @@ class LiveView(Lines):
         """See `Progress`."""
         self.close()
         super().start(prepared, first_step)
-        self._bar = Bar(
-            TextColumn("  "),
-            BarColumn(bar_width=40),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[rate]} tokens/s  left"),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
-        self._task = self._bar.add_task("", total=prepared.settings.steps, completed=first_step, loss="-", rate="-")
-        self._live = Live(get_renderable=self._view, console=self.console, refresh_per_second=4)
+        self._done, self._shown_facts = first_step, [f"{first_step:,} of {self._steps:,}"]
+        self._live = Bottom(self._view, self.console)
         self._live.start()
 
     def _show_step(self, record: dict[str, Any]) -> None:
-        if self._loss is not None:
-            self._curve.append(self._loss)
-        rate = f"{record['tokens_per_second']:,.0f}"
-        self._bar.update(self._task, completed=record["step"] + 1, loss=self._loss_text(), rate=rate)
+        self._done, self._shown_facts = record["step"] + 1, self._facts(record)
+
+    def saved(self, step: int) -> None:
+        """See `Progress`."""
+        self._saved = f"saved at {step:,}"
+
+    def evaluation(self, record: dict[str, Any], best: bool) -> None:
+        """See `Progress`."""
+        self.saved(record["step"])
+        super().evaluation(record, best)
 
     def finish(self, result: TrainResult) -> None:
         """See `Progress`."""
@@ -210,32 +218,24 @@ class LiveView(Lines):
             self._live = None
 
     def _view(self) -> RenderableType:
-        columns, rows = min(_CHART[0], self.console.width - 20), _CHART[1]
-        if len(self._curve) < 2 or columns < 10 or self.console.height < rows + 4:
-            return self._bar
-        chart = (Text(line, style="cyan", no_wrap=True, overflow="ellipsis") for line in self._chart(columns, rows))
-        return Group(*chart, self._bar)
+        width = min(self.console.width - 1, _MOST_COLUMNS)  # a cursor in the last column is not the same everywhere
+        bar = self._bar(width)
+        # half of the screen, so that a screen that becomes narrower has room for the lines that it wraps
+        rows = min(self.console.height // 2 - 3, _MOST_ROWS)
+        baselines = {name: getattr(self._baselines, key) for key, name in _BASELINES}
+        return Group(*chart(self._curve, baselines, width, rows), bar)
 
-    def _chart(self, columns: int, rows: int) -> Iterator[str]:
-        wide = [self._curve[i * len(self._curve) // columns] for i in range(columns)]
-        wide[-1] = self._curve[-1]
-        levels = {
-            "ln V": self._baselines.uniform,
-            "unigram": self._baselines.unigram,
-            "bigram": self._baselines.bigram,
-        }
-        top = max(self._baselines.uniform, max(wide))
-        bottom = min(self._baselines.bigram, min(wide)) - 0.05 * (top - min(wide))
-        height = max(top - bottom, 1e-6) / rows
-        for row in range(rows):
-            high, low = top - row * height, top - (row + 1) * height
-            names = [f"{name} {level:.2f}" for name, level in levels.items() if low < level <= high]
-            line = ""
-            for value in wide:
-                part = (value - low) / height
-                empty = "╌" if names else " "
-                line += "█" if part >= 1 else empty if part <= 0 else "▁▂▃▄▅▆▇█"[int(8 * part)]
-            yield f"  {line} {', '.join(names)}"
+    def _bar(self, width: int) -> Text:
+        """How far the run is as a bar and in numbers, as many of them as there is room for."""
+        done, *facts = self._shown_facts
+        facts = [done, *facts[:1], *facts[2:], *facts[1:2], *([self._saved] if self._saved else [])]  # as they matter
+        while len(facts) > 1 and sum(2 + len(fact) for fact in facts) + 2 + _LEAST_BAR > width:
+            facts.pop()
+        columns = min(40, width - 2 - sum(2 + len(fact) for fact in facts))
+        if columns < _LEAST_BAR:
+            return Text(f"  {facts[0]}", overflow="ellipsis", no_wrap=True)
+        filled = round(columns * self._done / max(1, self._steps))
+        return Text.assemble("  ", ("━" * filled, LINE), ("─" * (columns - filled), "dim"), "  ", "  ".join(facts))
 
 
 def _clock(seconds: float) -> str:

@@ -26,10 +26,11 @@ from glassgpt.language_model import seeded
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.build import Trainee, build
-from glassgpt.training.prepare import prepare, reopen
+from glassgpt.training.prepare import prepare
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared, RunState, TrainingFailedError, TrainResult
 from glassgpt.training.request import Request
+from glassgpt.training.resume import record_changes, reopen, resume_report, with_more_minutes
 from glassgpt.training.run_directory import NEXT, check_new, discard_next, locked, promote, recover
 from glassgpt.training.settings import Settings, SettingsKeywords
 from glassgpt.training.state import newest_checkpoint, restore
@@ -73,7 +74,8 @@ def train(
     the fields that hold the text in JSON lines or CSV (see `read_corpus`; none: `text`, or else `messages`).
 
     With `resume` the run in `out` continues from its last checkpoint, with the settings and the number of CPU `threads`
-    that it began with. `overwrite` puts a new run in the place of an older one, once its first checkpoint is saved.
+    that it began with; `minutes` then adds to the steps it has taken. `overwrite` puts a new run in the place of an
+    older one, once its first checkpoint is saved.
 
     `out` is a model directory at every moment: the best model so far, by validation loss. Raises `ValueError` and
     `FileNotFoundError` for what the user can fix, `OSError` where another process trains in `out`, and
@@ -124,22 +126,32 @@ def _reopen(
     out: Path, request: Request, threads: int | None, device: torch.device, progress: Progress
 ) -> tuple[Prepared, Trainee, RunState]:
     """A run as its newest good checkpoint has it."""
-    prepared, begun_with = reopen(out, request)
+    prepared, before, begun_with = reopen(out, request)
     _use_threads(threads, begun_with)
     path, state = newest_checkpoint(out)
+    if request.minutes is not None:
+        patience = request.settings.get("patience")
+        prepared, line = with_more_minutes(prepared, request.minutes, patience, state.step, device)
+        progress.message(line)
+    if prepared.settings != before:
+        record_changes(out, prepared)
     trainee = restore(path, prepared.settings, device)
     if (
         state.best_step == state.step or prepared.settings.keep == "last"
     ):  # a kill may have come between saving and publishing
         publish(path, out)
-    RunWriter(out, prepared, progress).rewind(state.step)
-    progress.message(f"resuming {out} at step {state.step:,}")
+    RunWriter(out, prepared, progress).rewind(state)
+    for line in resume_report(out, prepared, before, state.step):
+        progress.message(line)
     progress.start(prepared, state.step)
     return prepared, trainee, state
 
 
 def _run(prepared: Prepared, trainee: Trainee, state: RunState, out: Path, progress: Progress) -> TrainResult:
-    """The loop: forward, backward and update until the last step, measured and saved every `eval_every` steps."""
+    """The loop: forward, backward and update until the last step, measured and saved every `eval_every` steps.
+
+    In between it is saved every `save_minutes`, which changes nothing of what it computes.
+    """
     settings, dtype = prepared.settings, DTYPES[prepared.settings.dtype]
     assert settings.steps is not None and settings.eval_every is not None
     length = prepared.config.context_length
@@ -147,7 +159,7 @@ def _run(prepared: Prepared, trainee: Trainee, state: RunState, out: Path, progr
         prepared.train.tokens, batch_size=settings.batch_size, context_length=length, seed=settings.seed
     )
     writer = RunWriter(out, prepared, progress)
-    skipped = 0
+    skipped, saved_step, saved_at = 0, state.step, time.monotonic()
     with stop_requested() as stopping:
         while True:
             step, last = state.step, state.step == settings.steps
@@ -155,6 +167,10 @@ def _run(prepared: Prepared, trainee: Trainee, state: RunState, out: Path, progr
                 if stopping():
                     writer.message("stopping: the model is measured and saved first; Ctrl-C again does not wait")
                 state = writer.measure_and_save(trainee, state, loader.epoch(step))
+                saved_step, saved_at = step, time.monotonic()
+            elif step > saved_step and 0 < 60 * settings.save_minutes <= time.monotonic() - saved_at:
+                writer.save(trainee, state)
+                saved_step, saved_at = step, time.monotonic()
             tired = state.evaluated == step and _tired(state, settings)
             if tired and not last:
                 writer.message(

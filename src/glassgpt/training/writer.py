@@ -26,10 +26,10 @@ class RunWriter:
         self._writes = rank == 0
         self._log = RunLog(directory)
 
-    def rewind(self, first_step: int) -> None:
-        """See `RunLog.rewind`."""
+    def rewind(self, state: RunState) -> None:
+        """The log as the checkpoint of `state` left it; the view is told what is in it."""
         if self._writes:
-            self._log.rewind(first_step)
+            self._progress.history(self._log.rewind(state.step, state.evaluated))
 
     def message(self, text: str) -> None:
         """One line worth knowing."""
@@ -40,6 +40,15 @@ class RunWriter:
         """See `RunLog.step`."""
         if self._writes:
             self._progress.step(self._log.step(step, loss, norm, rate, tokens_per_second))
+
+    def save(self, trainee: Trainee, state: RunState) -> None:
+        """Save a checkpoint and measure nothing: the published model stays, unless the last is what is kept."""
+        if not self._writes:
+            return
+        checkpoint = save_checkpoint(self._directory, trainee, self._prepared.tokenizer, state)
+        if self._prepared.settings.keep == "last":
+            publish(checkpoint, self._directory)
+        self._progress.saved(state.step)
 
     def measure_and_save(self, trainee: Trainee, state: RunState, epoch: float) -> RunState:
         """Measure the model on the validation part, save a checkpoint, publish it if no earlier one was better."""
