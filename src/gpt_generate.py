@@ -9,8 +9,8 @@ Where the code is (`make docs` keeps the lines right):
     load_weights_into_gpt     src/glassgpt/book/weights.py:70
     assign                    src/glassgpt/book/weights.py:59
     download_and_load_gpt2    src/glassgpt/book/weights.py:31
-    load                      src/gpt_generate.py:51
-    main                      src/gpt_generate.py:68
+    load                      src/gpt_generate.py:54
+    main                      src/gpt_generate.py:70
 """
 
 from pathlib import Path
@@ -47,11 +47,13 @@ __all__ = [
     "next_token_probabilities",
 ]
 
+SIZES = {short: size for size, short in OPENAI_SIZES.items()}
+"""GPT-2's names on Hugging Face, and OpenAI's."""
+
 
 def load(name: str, n_heads: int | None = None) -> tuple[GPTModel, BookTokenizer]:
     """A model directory or file (`n_heads`: see `load_model`), or a GPT-2 by name, fetched to `gpt2/` at first."""
-    sizes = {short: size for size, short in OPENAI_SIZES.items()}
-    size = sizes.get(name, name)
+    size = SIZES.get(name, name)
     if size not in OPENAI_SIZES:
         from glassgpt import load_model
 
@@ -112,5 +114,6 @@ if __name__ == "__main__":
     )
     arguments.add_argument("--seed", type=int, default=123, metavar="N", help="of the random numbers (default: 123)")
     given = arguments.parse_args()
-    with errors_in_one_line(arguments, unreachable="gpt_download.py --print-urls lists what to put into gpt2"):
+    size = SIZES.get(given.model, given.model)
+    with errors_in_one_line(arguments, unreachable=f"gpt_download.py {size} --print-urls lists what to put into gpt2"):
         main(**vars(given))

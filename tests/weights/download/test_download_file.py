@@ -86,6 +86,15 @@ def test_a_file_arrives_whole_with_its_progress_and_nothing_left_beside(server, 
     assert server.seen[0].headers["accept-encoding"] == "identity"
 
 
+def test_a_download_that_fails_leaves_neither_lock_nor_folder(server, tmp_path):
+    url = server.put("/w", DATA, status(404))
+    assert_refused(url, tmp_path / "deep" / "er" / "w", "404 Not Found")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    assert_refused(url, tmp_path / "mine" / "w", "404 Not Found")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+
+
 def test_a_right_file_is_not_fetched_again_and_an_empty_one_is(server, tmp_path):
     url, path = server.put("/w", DATA), tmp_path / "w"
     path.write_bytes(DATA)
