@@ -7,7 +7,14 @@ from glassgpt import Tokenizer
 from glassgpt.config import preset
 from glassgpt.data.corpus import read_corpus
 from glassgpt.training import choose
-from glassgpt.training.choose import check_tokenizer, choose_dropout, choose_epochs, choose_tokenizer, shapes_for
+from glassgpt.training.choose import (
+    check_tokenizer,
+    choose_dropout,
+    choose_epochs,
+    choose_tokenizer,
+    early_evaluations,
+    shapes_for,
+)
 from glassgpt.training.progress import Progress
 
 
@@ -109,3 +116,9 @@ def test_a_tokenizer_that_is_unknown() -> None:
         check_tokenizer("runes")
     check_tokenizer(None)
     check_tokenizer(Tokenizer.bytes_())
+
+
+def test_a_small_text_is_measured_early() -> None:
+    assert early_evaluations(400, 20.3) == (20, 41, 81, 162, 325)
+    assert early_evaluations(10, 20.3) == (), "the regular ones are early enough"
+    assert early_evaluations(5, 0.1) == (1, 2, 3), "epochs shorter than a step"

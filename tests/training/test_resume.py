@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from glassgpt import GPTConfig, train
-from glassgpt.training import prepare, resume
+from glassgpt.training import plan, resume
 from glassgpt.training.measure import Speed, further_steps
 from glassgpt.training.progress import Progress
 from glassgpt.training.resume import resume_report
@@ -95,7 +95,7 @@ def test_what_no_longer_holds_is_not_said_again(tmp_path: Path, text: Path, monk
     out = tmp_path / "run"
     settings = {name: value for name, value in SETTINGS.items() if name != "steps"}
     view = Heard(3)
-    monkeypatch.setattr(prepare, "measure_speed", lambda *_: Speed(0.1, 0.0))
+    monkeypatch.setattr(plan, "measure_speed", lambda *_: Speed(0.1, 0.0))
     with pytest.raises(RuntimeError, match="plug"):
         train([text], out, minutes=1, tokenizer="byte", progress=view, **settings)
     plans = re.compile("steps: |time: |the text is read ")

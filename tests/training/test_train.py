@@ -772,3 +772,22 @@ def test_a_preset_by_name_is_regularised_and_a_config_is_not(tmp_path: Path, tex
     assert load_model(tmp_path / "exact")[0].config.drop_rate == 0
     train([text], tmp_path / "given", shape="nano", config={"drop_rate": 0.05}, **options)
     assert load_model(tmp_path / "given")[0].config.drop_rate == 0.05
+
+
+def test_the_best_of_many_epochs_is_not_missed(tmp_path: Path, text: Path) -> None:
+    """Where it is not said when to measure, the first epochs are measured, too, and a resume knows it."""
+    options = {**SETTINGS, "steps": 1600, "eval_every": None, "batch_size": 16}
+    measured = []
+
+    class Watching(StopAt):
+        def evaluation(self, record: dict, best: bool) -> None:
+            measured.append(record["step"])
+
+    with pytest.raises(RuntimeError, match="plug"):
+        run(text, tmp_path / "run", progress=Watching(100), **options)
+    with pytest.raises(RuntimeError, match="plug"):
+        train(out=tmp_path / "run", resume=True, progress=Watching(205))
+    epoch = TokenFile.open(tmp_path / "run" / "data" / "train.npy").n_tokens / (16 * CONFIG.context_length)
+    early = [round(n * epoch) for n in (1, 2, 4)]
+    assert early[-1] < 200 < round(8 * epoch)
+    assert sorted(set(measured)) == [0, *early, 200]

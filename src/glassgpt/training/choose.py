@@ -127,6 +127,12 @@ def choose_epochs(parameters_per_token: float, *, from_weights: bool = False) ->
     return 36 if parameters_per_token >= 40 else 24
 
 
+def early_evaluations(eval_every: int, steps_per_epoch: float) -> tuple[int, ...]:
+    """The ends of epochs 1, 2, 4, 8 ... before the first regular evaluation: a small text may be known by then."""
+    ends = (round(2**n * steps_per_epoch) for n in range(10))
+    return tuple(sorted({step for step in ends if 0 < step < eval_every}))
+
+
 def choose_dropout(parameters_per_token: float, epochs: float) -> float:
     """Dropout for a shape that was not given, measured in docs/small_texts.md; a text read few times needs none."""
     if epochs < 6 or parameters_per_token < 1:

@@ -52,26 +52,31 @@ def measure_speed(prepared: Prepared, settings: Settings, device: torch.device, 
 
 
 def settings_for(
-    seconds: float, speed: Speed, settings: Settings, n_parameters: int, most_steps: int | None = None
+    seconds: float,
+    spent: float,
+    speed: Speed,
+    settings: Settings,
+    n_parameters: int,
+    most_steps: int | None = None,
 ) -> tuple[Settings, str]:
     """`settings` with the steps that fit into `seconds`, evaluations and checkpoints included, and a line on them.
 
-    `most_steps` are those that the text can bear.
+    `spent` of the seconds are gone already. `most_steps` are those that the text can bear.
     """
     saving = _saving_seconds(n_parameters)
     batches = settings.eval_batches
     if batches is None:
         affordable = int(_EVALUATION_SHARE * seconds / EVALUATIONS / speed.eval_batch)
         batches = max(1, min(DEFAULT_EVAL_BATCHES, affordable))
-    left = seconds - EVALUATIONS * (batches * speed.eval_batch + saving)
+    left = seconds - spent - EVALUATIONS * (batches * speed.eval_batch + saving)
     steps = max(1, int(left / speed.step))
-    time_text = f"{seconds / 60:g} {'minute' if seconds == 60 else 'minutes'}"
+    asked = time_text(seconds / 60)
     if left < 10 * speed.step:
-        text = f"steps: {steps}; {time_text} are too short for this model: one step takes {speed.step:.2g} s"
+        text = f"steps: {steps}; {asked} are too short for this model: one step takes {speed.step:.2g} s"
     else:
-        text = f"steps: {steps:,} fit into {time_text} at the speed just measured"
+        text = f"steps: {steps:,} fit into {asked} at the speed just measured"
     if most_steps is not None and most_steps < steps:
-        text = f"steps: {most_steps:,}, after which more make it worse; {steps:,} would fit into {time_text}"
+        text = f"steps: {most_steps:,}, after which more make it worse; {steps:,} would fit into {asked}"
         steps = most_steps
     settings = dataclasses.replace(
         settings, eval_batches=batches, patience=_PATIENCE if settings.patience is None else settings.patience
@@ -84,6 +89,11 @@ def further_steps(seconds: float, speed: Speed, settings: Settings, n_parameters
     assert settings.eval_batches is not None and settings.eval_every is not None, "settings must be resolved first"
     evaluation = settings.eval_batches * speed.eval_batch + _saving_seconds(n_parameters)
     return max(1, int((seconds - evaluation) / (speed.step + evaluation / settings.eval_every)))
+
+
+def time_text(minutes: float) -> str:
+    """A time as people say it."""
+    return f"{minutes:g} {'minute' if minutes == 1 else 'minutes'}"
 
 
 def _saving_seconds(n_parameters: int) -> float:

@@ -28,6 +28,13 @@ class Prepared:
     """What was picked and why, one line each, to be shown."""
     source: str | None = None
     """Where the weights came from that the run began with; None: from scratch."""
+    early: tuple[int, ...] = ()
+    """Steps before the first regular evaluation after which the model is measured, too."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether the model is to be measured after `step` steps."""
+        assert self.settings.eval_every is not None
+        return step % self.settings.eval_every == 0 or step in self.early
 
     def epochs(self, steps: int) -> float:
         """How often `steps` read the training part."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ class Request:
     minutes: float | None
     settings: Mapping[str, Any]
     text_fields: str | Sequence[str] = ()
+    began: float = dataclasses.field(default_factory=time.monotonic)
+    """When it was asked: the minutes count from here."""
 
     def fields(self) -> list[str]:
         """The fields of records that were chosen."""

@@ -17,7 +17,7 @@ from glassgpt.files import write_text
 from glassgpt.json_file import read_json
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.choose import choose_epochs
-from glassgpt.training.measure import further_steps, measure_speed
+from glassgpt.training.measure import further_steps, measure_speed, time_text
 from glassgpt.training.prepare import check_sample
 from glassgpt.training.records import Prepared
 from glassgpt.training.request import Request
@@ -74,8 +74,11 @@ def reopen(out: Path, request: Request) -> tuple[Prepared, Settings, int | None]
             "%s was begun with PyTorch %s: with %s the last bits may differ", out, torch_version, torch.__version__
         )
     choices = [choice for choice in choices if not choice.startswith(_PLANS)]
-    source = record.get("source")
-    return Prepared(config, settings, tokenizer, train, validation, baselines, choices, source), before, threads
+    source, early = record.get("source"), tuple(record.get("early_evaluations", ()))
+    if "eval_every" in changed:
+        early = ()
+    prepared = Prepared(config, settings, tokenizer, train, validation, baselines, choices, source, early)
+    return prepared, before, threads
 
 
 def record_changes(out: Path, prepared: Prepared) -> None:
@@ -153,8 +156,7 @@ def with_more_minutes(
     speed = measure_speed(prepared, settings, device, min(2.0, 0.05 * minutes * 60))
     more = further_steps(minutes * 60, speed, settings, prepared.config.n_parameters())
     settings = settings.prolonged(taken + more, patience)
-    time_text = f"{minutes:g} {'minute' if minutes == 1 else 'minutes'}"
-    text = f"steps: {more:,} more fit into {time_text} at the speed just measured"
+    text = f"steps: {more:,} more fit into {time_text(minutes)} at the speed just measured"
     epochs, most = (
         prepared.epochs(taken + more),
         choose_epochs(prepared.parameters_per_token(), from_weights=prepared.source is not None),

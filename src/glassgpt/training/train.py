@@ -163,7 +163,7 @@ def _run(prepared: Prepared, trainee: Trainee, state: RunState, out: Path, progr
     with stop_requested() as stopping:
         while True:
             step, last = state.step, state.step == settings.steps
-            if state.evaluated < step and (step % settings.eval_every == 0 or last or stopping()):
+            if state.evaluated < step and (prepared.is_due(step) or last or stopping()):
                 if stopping():
                     writer.message("stopping: the model is measured and saved first; Ctrl-C again does not wait")
                 state = writer.measure_and_save(trainee, state, loader.epoch(step))

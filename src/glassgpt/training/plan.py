@@ -1,0 +1,99 @@
+"""The shape, the dropout and the number of steps of a run, where they were not given: by text, machine and minutes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+
+import torch
+
+from glassgpt.config import GPTConfig
+from glassgpt.tokenizer import Tokenizer
+from glassgpt.training.choose import choose_dropout, choose_epochs, early_evaluations
+from glassgpt.training.measure import measure_speed, settings_for, time_text
+from glassgpt.training.records import Prepared
+from glassgpt.training.request import Request
+
+DEFAULT_MINUTES = 5.0
+_ENOUGH_STEPS = 400  # fewer teach a larger model less than a smaller one learns in the same time
+
+
+def fitting(
+    request: Request, shapes: list[tuple[str, GPTConfig]], tokenizer: Tokenizer, n_tokens: int
+) -> list[tuple[str, GPTConfig]]:
+    """The shapes with the size of the vocabulary; of those that were picked, none longer than a tiny text.
+
+    `ValueError` where the vocabulary that was asked for is smaller than the tokenizer's.
+    """
+    size = request.config.get("vocab_size", tokenizer.n_vocab)
+    if request.model is not None:
+        size = shapes[0][1].vocab_size
+    elif request.tokenizer in (None, "bpe"):
+        size = tokenizer.n_vocab  # a BPE is as large as its text allows, and not larger than was asked for
+    if size < tokenizer.n_vocab:
+        raise ValueError(f"vocab_size {size} is less than the {tokenizer.n_vocab} tokens of the tokenizer")
+    result = []
+    for name, config in shapes:
+        if name and "context_length" not in request.config and 1 < n_tokens <= config.context_length:
+            config = config.replace(context_length=2 ** ((n_tokens - 1).bit_length() - 1))
+        result.append((name, config.replace(vocab_size=size)))
+    return result
+
+
+def planned(
+    prepared: Prepared, shapes: list[tuple[str, GPTConfig]], request: Request, device: torch.device
+) -> Prepared:
+    """With a number of steps, and with the first of `shapes` that gets enough of them in the time."""
+    choices, minutes = prepared.choices, request.minutes
+    if prepared.settings.steps is None and minutes is None:
+        minutes = DEFAULT_MINUTES
+        choices.append(f"time: {time_text(minutes)}, the default")
+    for name, config in shapes:
+        result, line = _with_steps(dataclasses.replace(prepared, config=config), name, request, minutes, device)
+        steps = result.settings.steps or 0
+        if minutes is None or steps >= min(_most_steps(result), _ENOUGH_STEPS):
+            break
+    if name and request.shape is None:
+        n_bytes = prepared.train.n_bytes + prepared.validation.n_bytes
+        within = f" and {time_text(minutes)}" if minutes else ""
+        choices.append(f"shape: {name}, for {n_bytes:,} bytes of text{within}")
+    if result.config.drop_rate != config.drop_rate:
+        choices.append(
+            f"dropout: {result.config.drop_rate:g}, for {result.parameters_per_token():.2g} parameters per token"
+        )
+    if line:
+        choices.append(line)
+    choices.append(f"the text is read {result.epochs(steps):.1f} times (epochs)")
+    return result
+
+
+def _with_steps(
+    prepared: Prepared, name: str, request: Request, minutes: float | None, device: torch.device
+) -> tuple[Prepared, str]:
+    """With a number of steps, when to measure, the dropout where that is to be picked; and a line on the steps."""
+    settings, config, line = prepared.settings, prepared.config, ""
+    picks_dropout, ratio = name and "drop_rate" not in request.config, prepared.parameters_per_token()
+    if minutes is None:
+        assert settings.steps is not None
+        settings = settings.resolved(settings.steps)
+    else:
+        most = _most_steps(prepared)
+        if picks_dropout:  # it takes time: what is measured is what the longest run would have
+            config = config.replace(drop_rate=choose_dropout(ratio, prepared.epochs(most)))
+        timed = dataclasses.replace(prepared, config=config)
+        speed = measure_speed(timed, settings, device, min(2.0, 0.05 * minutes * 60))
+        spent = min(time.monotonic() - request.began, 30 * minutes)  # half of the time at least is for training
+        settings, line = settings_for(minutes * 60, spent, speed, settings, config.n_parameters(), most)
+    assert settings.steps is not None and settings.eval_every is not None
+    if picks_dropout:
+        config = config.replace(drop_rate=choose_dropout(ratio, prepared.epochs(settings.steps)))
+    regular = prepared.settings.eval_every is not None
+    early = () if regular else early_evaluations(settings.eval_every, 1 / prepared.epochs(1))
+    return dataclasses.replace(prepared, config=config, settings=settings, early=early), line
+
+
+def _most_steps(prepared: Prepared) -> int:
+    """Steps that the text can bear."""
+    epochs = choose_epochs(prepared.parameters_per_token(), from_weights=prepared.source is not None)
+    return math.ceil(epochs / prepared.epochs(1))
