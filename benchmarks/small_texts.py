@@ -30,7 +30,8 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     print(
-        "| text | bytes | shape | dropout | epochs | steps | validation loss | unigram | bigram | best found | ratio | seconds |"
+        "| text | bytes | shape | dropout | epochs | steps | validation loss | unigram | bigram | best found | ratio "
+        "| seconds |"
     )
     print("|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for text in arguments.texts:
