@@ -156,6 +156,13 @@ def test_a_full_row_that_slides_holds_up_the_others_for_one_chunk(tiny_tokenizer
     assert all(live in step for step in written[begun : begun + 20])
 
 
+def test_a_request_has_one_token_in_a_step(tiny_tokenizer: Tokenizer) -> None:
+    scheduler = Scheduler(Counting(), chunk=10 * CONTEXT)
+    for prompt in (A, B):
+        scheduler.submit(row_of(prompt, tiny_tokenizer, 7))
+    assert [len(step) for step in steps(scheduler)] == [2] * 7
+
+
 def test_nobody_is_kept_waiting_then_a_prompt_is_read_whole(tiny_tokenizer: Tokenizer) -> None:
     decoder = Counting()
     scheduler = Scheduler(decoder, chunk=20)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from glassgpt.generation.decoder import Decoder, Prefix
 from glassgpt.generation.decoder import Row as ScoreRow
@@ -111,7 +111,10 @@ class Scheduler:
             yield from self.step()
 
     def step(self) -> list[Event]:
-        """A token for every live row, and for each whose prompt is now read: (request, new text), which may be ""."""
+        """A token for every live row, then for each whose prompt is now read: (request, new text), which may be "".
+
+        No request has two in one step, and a full row that slides is read again from the next step on.
+        """
         events: list[Event] = []
         if self._live:
             live = list(self._live)
@@ -127,7 +130,7 @@ class Scheduler:
         alone = not self._live and len(self._reading) == 1  # nobody waits for the end of a chunk
         budget = self._decoder.context_length if alone else self._chunk
         least = min(WORTH, budget)  # what a turn costs, however few its tokens
-        while budget >= least and (reader := self._next()):
+        while budget >= least and (reader := self._next({request for request, _ in events})):
             budget -= max(least, self._read(reader, budget))
             if reader.n_read == len(reader.tokens):
                 assert reader.prefix is not None
@@ -144,10 +147,10 @@ class Scheduler:
             request.shared = self._prefixes.begin(request.tokens)
             self._reading.append(request)
 
-    def _next(self) -> Request | None:
+    def _next(self, served: Collection[Request]) -> Request | None:
         """Whose turn it is. Who finds another one at work on the beginning of its own prompt lets it finish that."""
         for request in self._reading:
-            if not any(_waits_for(request, other) for other in self._reading):
+            if request not in served and not any(_waits_for(request, other) for other in self._reading):
                 self._reading.remove(request)
                 self._reading.append(request)
                 return request
