@@ -166,9 +166,11 @@ def test_the_command_line_starts_without_torch(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["decoder", "loop", "row", "sampling", "options"], ids=lambda name: f"generation.{name}"
+    "module",
+    ["decoder", "scheduler", "row", "sampling", "options", "text", "batch"],
+    ids=lambda name: f"generation.{name}",
 )
-def test_a_decoder_and_its_loop_need_no_torch(module: str) -> None:
+def test_a_decoder_and_its_scheduler_need_no_torch(module: str) -> None:
     code = f"import sys, glassgpt.generation.{module}; print('torch' in sys.modules)"
     done = run(code)
     assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")

@@ -336,3 +336,22 @@ def test_another_number_of_rows_than_the_cache_has(tiny_model: Make, rows: int) 
     with pytest.raises(ValueError, match=f"^{rows} rows of tokens, but the cache has 2$"):
         model(ids_of(rows, 3), cache)
     assert cache.lengths.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("window", [None, 2, 5])
+@pytest.mark.parametrize("capacity", [4, 7])
+def test_a_copy_of_a_row_joins_a_cache_of_another_size(tiny_model: Make, window: int | None, capacity: int) -> None:
+    model = tiny_model(sliding_window=window)
+    rows = ids_of(2, capacity + 1)
+    small, large = model.new_cache(1, capacity), model.new_cache(1, capacity + 3)
+    model(rows[:1, :capacity], large)
+    for piece in rows[1:, :capacity].split(3, dim=1):
+        model(piece, small)
+    large.join(small)
+    found = model(rows[:, capacity:], large)[:, 0]
+    wanted = torch.stack([scores[-1] for scores in whole(model, rows.tolist())])
+    torch.testing.assert_close(found, wanted, **TOLERANCE)
+    assert (small.lengths.tolist(), small.row_bytes) == ([capacity], model.new_cache(0, capacity).row_bytes)
+    with pytest.raises(ValueError, match=f"^a row of {capacity + 1} tokens exceeds the cache's capacity of {capacity}"):
+        small.join(large)
+    assert small.batch_size == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -125,6 +126,15 @@ def load_model(
             f"{path}: the tokenizer has {tokenizer.n_vocab} tokens, the model {vocab_size}; they do not belong together"
         )
     return result.to(device), tokenizer
+
+
+def fingerprint(model: GPTModel) -> str:
+    """SHA-256 of the configuration and every weight: models with the same one give the same scores."""
+    digest = hashlib.sha256(json.dumps(model.config.to_dict()).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B"))
+    return digest.hexdigest()
 
 
 def _tokenizer_beside(found: Found, vocab_size: int, is_nanogpt: bool) -> Tokenizer:

@@ -8,6 +8,7 @@ a pass that fails half-way has not moved the cache.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Self
 
 import torch
@@ -68,8 +69,14 @@ class KVCache:
         """Tokens that each live row has seen: (batch,)."""
         return self._memory[2][: self.batch_size]
 
+    @property
+    def row_bytes(self) -> int:
+        """Memory of one row, in bytes: all its slots, used or not, in every layer."""
+        n_layers, _, *rest = self._memory[0].shape
+        return 2 * n_layers * math.prod(rest) * self._memory[0].element_size()
+
     def row(self, row: int) -> KVCache:
-        """One row as a cache of its own that shares this one's memory: how a single prompt is prefilled."""
+        """One row as a cache of its own that shares this one's memory."""
         one = slice(row, row + 1)
         return KVCache(
             self.keys[:, one], self.values[:, one], self.lengths[one], capacity=self.capacity, window=self.window
@@ -90,6 +97,22 @@ class KVCache:
             for memory in (keys[:, old:needed], values[:, old:needed], lengths[old:needed]):
                 memory.zero_()  # the numbers too: see `allocate` on NaN
         self._memory, self.batch_size = (keys, values, lengths), needed
+
+    def join(self, other: KVCache) -> None:
+        """Copies of another cache's rows after the live ones; it is of the same model, and may be smaller.
+
+        `ValueError`, with nothing changed, where one of them holds more than `capacity` tokens.
+        """
+        longest = int(other.lengths.max())
+        if longest > self.capacity:
+            raise ValueError(f"a row of {longest} tokens exceeds the cache's capacity of {self.capacity}")
+        old, slots = self.batch_size, other.keys.shape[3]
+        self.add(other.batch_size)
+        # where a window makes slots wrap around, both caches have as many; where none did, a token lies in its own
+        n = min(slots, self.keys.shape[3])
+        self.keys[:, old:, :, :n] = other.keys[:, :, :, :n]
+        self.values[:, old:, :, :n] = other.values[:, :, :, :n]
+        self.lengths[old:] = other.lengths
 
     def drop(self, row: int) -> None:
         """Remove a live row; the last live row takes its index, so that the live rows stay together."""

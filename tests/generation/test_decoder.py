@@ -61,6 +61,59 @@ def test_scores_are_those_of_each_row_alone(tiny_model: Make, make_decoder: Any,
 
 
 @BOTH
+@given(data=st.data())
+def test_pieces_of_any_size_give_the_scores_of_the_whole(
+    tiny_model: Make, make_decoder: Any, data: st.DataObject
+) -> None:
+    """Prefixes are read beside live rows, go on in several ways, and join as often as one likes."""
+    model = tiny_model(context_length=CONTEXT, sliding_window=data.draw(st.none() | st.integers(1, 10), "window"))
+    token = st.integers(0, 96)
+    decoder: Decoder = make_decoder(model)
+    rows: list[list[int]] = []
+    known: list[tuple[list[int], Any]] = [([], None)]
+    for _ in range(data.draw(st.integers(1, 12), "moves")):
+        tokens, prefix = data.draw(st.sampled_from(known), "prefix")
+        move = data.draw(st.sampled_from(["read", "join", "step", "drop"]), "move")
+        if move == "read" and len(tokens) < CONTEXT:
+            new = data.draw(st.lists(token, min_size=1, max_size=CONTEXT - len(tokens)), "new")
+            known.append(([*tokens, *new], decoder.read(new, prefix)))
+        elif move == "join" and prefix is not None:
+            decoder.join(prefix)
+            rows.append(tokens)
+        elif move == "step" and rows and max(map(len, rows)) < CONTEXT:
+            drawn = data.draw(st.lists(token, min_size=len(rows), max_size=len(rows)), "tokens")
+            rows = [[*row, t] for row, t in zip(rows, drawn, strict=True)]
+            agree(decoder.step(drawn), model, rows)
+        elif move == "drop" and rows:
+            decoder.drop(0)
+            rows[0] = rows[-1]
+            rows.pop()
+    for tokens, prefix in known[1:]:  # whatever happened since it was read
+        assert prefix.n_tokens == len(tokens)
+        agree(prefix.scores[None], model, [tokens])
+        if len(tokens) < CONTEXT:
+            agree(decoder.read([5], prefix).scores[None], model, [[*tokens, 5]])
+
+
+@BOTH
+def test_a_prefix_holds_no_more_than_the_context(tiny_model: Make, make_decoder: Any) -> None:
+    decoder = make_decoder(tiny_model(context_length=CONTEXT))
+    prefix = decoder.read([1] * 5)
+    for n in (0, 4):
+        with pytest.raises(ValueError, match=f"^a prompt of {5 + n} tokens must have from 1 to {CONTEXT}$"):
+            decoder.read([2] * n, prefix)
+    with pytest.raises(AssertionError, match="another decoder's prefix"):
+        (CachedDecoder if make_decoder is NaiveDecoder else NaiveDecoder)(tiny_model()).join(prefix)
+
+
+def test_a_prefix_takes_no_more_memory_than_its_tokens(tiny_model: Make) -> None:
+    decoder = CachedDecoder(tiny_model(context_length=CONTEXT))
+    prefix = decoder.read([4], decoder.read([1, 2]))
+    assert prefix.held.row_bytes == decoder.row_bytes * 3 // CONTEXT  # type: ignore[union-attr]
+    assert decoder.row_bytes == 2 * 2 * CONTEXT * 12 * 4  # keys and values, layers, tokens, width, float32
+
+
+@BOTH
 def test_prompts_are_left_alone_and_scores_have_no_gradient(tiny_model: Make, make_decoder: Any) -> None:
     model, prompts = tiny_model(context_length=CONTEXT), [[1, 2, 3], [4]]
     decoder = make_decoder(model)

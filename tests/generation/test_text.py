@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import random
 import subprocess
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glassgpt import GPTModel, Tokenizer, complete, generate, stream
-from glassgpt.generation.decoder import Scores
+from glassgpt.generation.decoder import Decoder, Prefix, Scores
 from glassgpt.generation.options import Generation, GenerationKeywords
 from glassgpt.generation.row import Completion, Row
 from glassgpt.generation.torch_decoder import CachedDecoder, NaiveDecoder
@@ -38,30 +39,44 @@ def model(tiny_model: Make) -> GPTModel:
     return tiny_model(vocab_size=260, context_length=CONTEXT, qkv_bias=True)
 
 
-class Scripted:
+@dataclasses.dataclass
+class Script:
+    """A prefix: what a row will write, and where it is."""
+
+    n_tokens: int
+    scores: np.ndarray
+    left: Iterator[int]
+
+
+class Scripted(Decoder):
     """A decoder without a model that makes greedy rows write what a script says, token by token."""
 
     vocab_size, context_length = 300, 100
 
     def __init__(self, *scripts: Sequence[int]) -> None:
-        self._left = [iter(script) for script in scripts]
+        self._scripts = [iter(script) for script in scripts]
+        self._rows: list[Iterator[int]] = []
         self.dropped: list[int] = []
 
-    def add(self, prompts: Sequence[Sequence[int]]) -> Scores:
-        assert len(prompts) == len(self._left)
-        return self._next()
+    def read(self, tokens: Sequence[int], after: Prefix | None = None) -> Script:
+        script = self._scripts.pop(0)
+        return Script(len(tokens), self._next(script), script)
+
+    def join(self, prefix: Prefix) -> None:
+        assert isinstance(prefix, Script)
+        self._rows.append(prefix.left)
 
     def step(self, tokens: Sequence[int]) -> Scores:
-        assert len(tokens) == len(self._left)
-        return self._next()
+        assert len(tokens) == len(self._rows)
+        return np.stack([self._next(row) for row in self._rows])
 
     def drop(self, row: int) -> None:
         self.dropped.append(row)
-        self._left[row] = self._left[-1]
-        self._left.pop()
+        self._rows[row] = self._rows[-1]
+        self._rows.pop()
 
-    def _next(self) -> Scores:
-        return np.stack([np.eye(300, dtype=np.float32)[next(script)] for script in self._left])
+    def _next(self, script: Iterator[int]) -> np.ndarray:
+        return np.eye(300, dtype=np.float32)[next(script)]
 
 
 def written(tokenizer: Tokenizer, script: Sequence[int], **options: Any) -> tuple[Completion, list[str]]:
@@ -165,7 +180,8 @@ def test_each_row_ends_at_its_own_end_of_text(model: GPTModel, tiny_tokenizer: T
     assert [row.text for row in rows] == ["abc", "defghij", "", "kl"]
     assert [row.ids for row in rows] == [[*b"abc"], [*b"defghij"], [], [*b"kl"]]
     assert [row.finish_reason for row in rows] == ["end_of_text", "length", "end_of_text", "end_of_text"]
-    assert decoder.dropped == [2, 2, 0, 0]  # the last row takes the place of one that is dropped
+    # the third never joins; the last row takes the place of one that is dropped
+    assert decoder.dropped == [2, 0, 0]
 
 
 def test_an_early_end_changes_nothing_for_the_others(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:

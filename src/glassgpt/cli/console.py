@@ -1,4 +1,4 @@
-"""What the commands print on: streams that take every text, warnings in one line, JSON, a bar for downloads."""
+"""What the commands print on: streams that take every text, warnings in one line, JSON, bars of long work."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -109,3 +110,50 @@ def download_bar() -> Iterator[Callable[[int, int | None], None]]:
     finally:
         if bar.live.is_started:  # one that never was would still end with an empty line
             bar.stop()
+
+
+class PromptsBar:
+    """Of a batch of prompts: how many are done, tokens a second, and the time left."""
+
+    def __init__(self, bar: Any, n_prompts: int, n_tokens: int) -> None:
+        self.n_done = self._n_kept = self._n_drawn = 0
+        self._n_prompts, self._began, self._bar = n_prompts, time.monotonic(), bar
+        self._task = bar.add_task("", total=n_tokens, shown="")
+
+    def kept(self, most: int) -> None:
+        """A prompt was done before; it might have taken `most` tokens."""
+        self._n_kept += 1
+        self.finished(most)
+
+    def token(self) -> None:
+        """A token was drawn."""
+        self._n_drawn += 1
+        self._bar.update(self._task, advance=1, shown=self._shown())
+
+    def finished(self, unused: int) -> None:
+        """A prompt is done, and did not take so many of the tokens that it might have taken."""
+        self.n_done += 1
+        self._bar.update(self._task, advance=unused, shown=self._shown())
+
+    def summary(self) -> str:
+        """One line for the end."""
+        return self._shown() + (f", {self._n_kept:,} of them before" if self._n_kept else "")
+
+    def _shown(self) -> str:
+        rate = self._n_drawn / max(time.monotonic() - self._began, 1e-9)
+        return f"{self.n_done:,} of {self._n_prompts:,} prompts done" + (f", {rate:,.0f} tokens/s" if rate else "")
+
+
+@contextlib.contextmanager
+def prompts_bar(n_prompts: int, n_tokens: int) -> Iterator[PromptsBar]:
+    """A bar on standard error, where that is a terminal, for prompts that take at most `n_tokens` new tokens in all."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), TextColumn("{task.fields[shown]}"), TimeRemainingColumn())
+    # standard output is ours, and records go to it as they are
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal, redirect_stdout=False
+    ) as bar:
+        yield PromptsBar(bar, n_prompts, n_tokens)

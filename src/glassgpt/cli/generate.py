@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from glassgpt.cli import batch
 from glassgpt.cli.console import print_json, read_standard_input, say
 from glassgpt.cli.options import DONE, FAILED, add_fields, add_machine, add_model, command, given, load, whole
 from glassgpt.data.transcript import MODEL, PERSON, STOP, asked
@@ -33,6 +34,7 @@ def add_commands(commands: Any) -> None:
         "prompt", metavar="PROMPT", help="the text to continue; - reads standard input, but for its final line end"
     )
     generate.add_argument("--n", type=whole, default=1, metavar="N", help="number of continuations (default: 1)")
+    batch.add_arguments(generate)
     add_fields(generate, Generation, overflow=_OVERFLOW)
     add_machine(generate)
 
@@ -44,6 +46,9 @@ def add_commands(commands: Any) -> None:
 
 def _generate(arguments: argparse.Namespace) -> int:
     options = given(arguments, Generation)
+    batch.check_arguments(arguments)
+    if arguments.prompts is not None:
+        return batch.generate_batch(arguments, options)
     prompt = read_standard_input() if arguments.prompt == "-" else arguments.prompt
     model, tokenizer = load(arguments)
     from glassgpt.generation.text import complete, stream_rows

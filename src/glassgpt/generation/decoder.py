@@ -1,4 +1,4 @@
-"""The narrow interface between the loop that generates text and the ways to compute its next scores."""
+"""The narrow interface between the scheduler of texts and the ways to compute its next scores."""
 
 from __future__ import annotations
 
@@ -15,26 +15,52 @@ Row = npt.NDArray[np.float32]
 """(vocab_size,): one row of `Scores`."""
 
 
+class Prefix(Protocol):
+    """Tokens that a decoder has read outside its batch: its own keys and values, which never change again."""
+
+    @property
+    def n_tokens(self) -> int:
+        """How many they are, at least 1."""
+
+    @property
+    def scores(self) -> Row:
+        """(vocab_size,) scores after the last of them."""
+
+
 @runtime_checkable
 class Decoder(Protocol):
     """A batch of live rows side by side, with indices from 0: `add` rows, `step` them all, `drop` one.
 
-    A row may hold at most `context_length` tokens. What comes after that is the loop's business, not the decoder's.
+    What is read need not be a live row yet: `read` takes a prompt in pieces of any size, and `join` makes a live row of
+    what was read, as often as one likes. A row may hold at most `context_length` tokens. What comes after that is the
+    scheduler's business, not the decoder's.
     """
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids that have a score."""
+    vocab_size: int
+    """Number of token ids that have a score."""
+    context_length: int
+    """The most tokens that a row may hold."""
+    row_bytes: int = 0
+    """Memory that a live row takes, in bytes; 0 where it is not worth counting."""
 
-    @property
-    def context_length(self) -> int:
-        """The most tokens that a row may hold."""
+    def read(self, tokens: Sequence[int], after: Prefix | None = None) -> Prefix:
+        """Read one or more tokens that follow `after`, or begin a text; the live rows and `after` stay as they are.
+
+        `after` is one of this decoder's own. `ValueError` for no tokens, or for more than `context_length` in all.
+        """
+
+    def join(self, prefix: Prefix) -> None:
+        """A new row after the live ones that holds a copy of `prefix`, which may join again."""
 
     def add(self, prompts: Sequence[Sequence[int]]) -> Scores:
-        """Read one or more prompts as new rows after the live ones; scores after each of them.
+        """`read` one or more prompts and let them `join`; scores after each. Nothing has joined where one is refused.
 
-        `ValueError` for an empty prompt or one longer than `context_length`.
+        A class that inherits `Decoder` has this method from it.
         """
+        prefixes = [self.read(prompt) for prompt in prompts]
+        for prefix in prefixes:
+            self.join(prefix)
+        return np.stack([prefix.scores for prefix in prefixes])
 
     def step(self, tokens: Sequence[int]) -> Scores:
         """Append one token to each live row; scores after them. `ValueError` where a row is full."""

@@ -23,11 +23,11 @@ class Completion:
     """The new tokens; they may go further than the text where a stop text ended it."""
     n_prompt_tokens: int
     finish_reason: str
-    """Why it ended: "length", "stop" or "end_of_text"."""
+    """Why it ended: "length", "stop" or "end_of_text"; "cancelled" where a scheduler was told to."""
 
 
 class Row:
-    """A prompt and what follows it. The loop asks for tokens with `choose` and hands each to `accept`."""
+    """A prompt and what follows it. The scheduler asks for tokens with `choose` and hands each to `accept`."""
 
     def __init__(self, prompt: Sequence[int], tokenizer: Tokenizer, generation: Generation) -> None:
         """`ValueError` for an empty prompt."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from glassgpt.generation.decoder import Decoder
-from glassgpt.generation.loop import run
 from glassgpt.generation.options import Generation, GenerationKeywords
 from glassgpt.generation.row import Completion, Row
+from glassgpt.generation.scheduler import Scheduler
 from glassgpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def complete(
     """
     one = isinstance(prompts, str)
     rows, capacity = _rows(model, tokenizer, [prompts] if isinstance(prompts, str) else prompts, seeds, options)
-    for _ in run(_decoder(model, capacity), rows):
+    for _ in _run(model, rows, capacity):
         pass
     completions = [row.completion() for row in rows]
     return completions[0] if one else completions
@@ -97,7 +97,43 @@ def stream_rows(
 ) -> Iterator[tuple[int, str]]:
     """As `stream` for several prompts, decoded together: (number of the prompt, piece of its text)."""
     rows, capacity = _rows(model, tokenizer, prompts, seeds, options)
-    return ((number, piece) for number, piece in run(_decoder(model, capacity), rows) if piece)
+    return ((number, piece) for number, piece in _run(model, rows, capacity) if piece)
+
+
+def prompt_ids(model: LanguageModel | Decoder, tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
+    """A prompt's token ids; of an empty one the end of text, GPT-2's own way to begin from nothing.
+
+    `ValueError` where the model lacks a token.
+    """
+    if isinstance(prompt, int):
+        raise ValueError(f"prompt {prompt!r} must be a text or a list of token ids")
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    if not ids and tokenizer.eot_id is not None:
+        ids = [tokenizer.eot_id]
+    if not ids:
+        raise ValueError("the prompt is empty: give at least one token")
+    if bad := [i for i in ids if not 0 <= i < model.vocab_size]:
+        raise ValueError(f"token id {bad[0]} is outside the model's 0..{model.vocab_size - 1}")
+    return ids
+
+
+def check_fits(model: LanguageModel | Decoder, n_prompt: int, generation: Generation) -> None:
+    """`ValueError` where a prompt of so many tokens and its new ones may exceed the context, and must not."""
+    if generation.overflow == "error" and n_prompt + generation.max_new_tokens > model.context_length:
+        raise ValueError(
+            f"a prompt of {n_prompt} tokens and {generation.max_new_tokens} new ones exceed "
+            f"the context length of {model.context_length}: ask for fewer, shorten the prompt, or choose "
+            "overflow 'slide'"
+        )
+
+
+def decoder_for(model: LanguageModel | Decoder, longest: int) -> Decoder:
+    """The decoder for a model, with room for rows of `longest` tokens, within the context; a decoder is one already."""
+    if isinstance(model, Decoder):
+        return model
+    from glassgpt.generation.torch_decoder import CachedDecoder  # PyTorch is loaded only for a model that needs it
+
+    return CachedDecoder(model, longest)
 
 
 def _rows(
@@ -107,33 +143,21 @@ def _rows(
     seeds: Sequence[int | None] | None,
     options: Mapping[str, Any],
 ) -> tuple[list[Row], int]:
-    """The rows, and the number of tokens that the longest of them can reach within the context."""
+    """The rows, and the number of tokens that the longest of them can reach."""
     generation = Generation.from_dict(options)
     if seeds is not None and len(seeds) != len(prompts):
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one for each")
     rows = []
     for number, prompt in enumerate(prompts):
-        if isinstance(prompt, int):
-            raise ValueError(f"prompt {prompt!r} must be a text or a list of token ids")
-        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if not ids and tokenizer.eot_id is not None:
-            ids = [tokenizer.eot_id]  # GPT-2's own way to begin from nothing
-        if bad := [i for i in ids if not 0 <= i < model.vocab_size]:
-            raise ValueError(f"token id {bad[0]} is outside the model's 0..{model.vocab_size - 1}")
+        ids = prompt_ids(model, tokenizer, prompt)
         rows.append(Row(ids, tokenizer, generation if seeds is None else generation.replace(seed=seeds[number])))
-    longest = max((row.n_prompt for row in rows), default=0) + generation.max_new_tokens
-    if generation.overflow == "error" and longest > model.context_length:
-        raise ValueError(
-            f"a prompt of {longest - generation.max_new_tokens} tokens and {generation.max_new_tokens} new ones exceed "
-            f"the context length of {model.context_length}: ask for fewer, shorten the prompt, or choose "
-            "overflow 'slide'"
-        )
-    return rows, min(longest, model.context_length)
+    longest = max((row.n_prompt for row in rows), default=0)
+    check_fits(model, longest, generation)
+    return rows, longest + generation.max_new_tokens
 
 
-def _decoder(model: LanguageModel | Decoder, capacity: int) -> Decoder:
-    if isinstance(model, Decoder):
-        return model
-    from glassgpt.generation.torch_decoder import CachedDecoder  # PyTorch is loaded only for a model that needs it
-
-    return CachedDecoder(model, capacity)
+def _run(model: LanguageModel | Decoder, rows: Sequence[Row], longest: int) -> Iterator[tuple[int, str]]:
+    """(row number, new text) for each token as it is drawn; nothing is computed before the first one is asked for."""
+    scheduler = Scheduler(decoder_for(model, longest))
+    numbers = {scheduler.submit(row): number for number, row in enumerate(rows)}
+    return ((numbers[request], text) for request, text in scheduler.run())

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from glassgpt.generation.decoder import Scores
+from glassgpt.generation.decoder import Decoder, Prefix, Row, Scores
 from glassgpt.kv_cache import KVCache
 from glassgpt.language_model import LanguageModel, evaluating
 
+Held = TypeVar("Held", list[int], KVCache)
 
-class _TorchDecoder:
+
+@dataclasses.dataclass(frozen=True)
+class _Prefix:
+    """See `decoder.Prefix`: the tokens themselves, or the cache of one row that holds their keys and values."""
+
+    n_tokens: int
+    scores: Row
+    held: list[int] | KVCache
+
+
+class _TorchDecoder(Decoder):
     """What both share: the model's sizes, and passes through it without gradients or dropout.
 
     The model's mode is switched around each pass, not around the text: between two tokens the caller may train.
@@ -34,10 +47,10 @@ class _TorchDecoder:
                 scores = self._model(piece, cache, last_only=True)[:, -1]
             return scores
 
-    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
-        for prompt in prompts:
-            if not 1 <= len(prompt) <= self.context_length:
-                raise ValueError(f"a prompt of {len(prompt)} tokens must have from 1 to {self.context_length}")
+    def _check(self, n_new: int, n_before: int = 0) -> None:
+        n_tokens = n_before + n_new
+        if n_new < 1 or n_tokens > self.context_length:
+            raise ValueError(f"a prompt of {n_tokens} tokens must have from 1 to {self.context_length}")
 
 
 class NaiveDecoder(_TorchDecoder):
@@ -47,26 +60,29 @@ class NaiveDecoder(_TorchDecoder):
         super().__init__(model)
         self._rows: list[list[int]] = []
 
-    def add(self, prompts: Sequence[Sequence[int]]) -> Scores:
+    def read(self, tokens: Sequence[int], after: Prefix | None = None) -> _Prefix:
         """See `Decoder`."""
-        self._check(prompts)
-        self._rows += map(list, prompts)
-        return self._recompute(self._rows[len(self._rows) - len(prompts) :])
+        before = [] if after is None else _held(after, list)
+        self._check(len(tokens), len(before))
+        ids = [*before, *tokens]
+        return _Prefix(len(ids), to_scores(self._scores([ids]))[0], ids)
+
+    def join(self, prefix: Prefix) -> None:
+        """See `Decoder`."""
+        self._rows.append(list(_held(prefix, list)))
 
     def step(self, tokens: Sequence[int]) -> Scores:
         """See `Decoder`."""
         rows = [[*row, token] for row, token in zip(self._rows, tokens, strict=True)]
-        self._check(rows)
+        for row in rows:
+            self._check(len(row))
         self._rows = rows
-        return self._recompute(rows)
+        return to_scores(torch.cat([self._scores([row]) for row in rows]))
 
     def drop(self, row: int) -> None:
         """See `Decoder`."""
         self._rows[row] = self._rows[-1]
         self._rows.pop()
-
-    def _recompute(self, rows: list[list[int]]) -> Scores:
-        return to_scores(torch.cat([self._scores([row]) for row in rows]))
 
 
 class CachedDecoder(_TorchDecoder):
@@ -77,13 +93,22 @@ class CachedDecoder(_TorchDecoder):
         super().__init__(model)
         self.context_length = min(capacity or model.context_length, model.context_length)
         self._cache = model.new_cache(0, self.context_length)
+        self.row_bytes = self._cache.row_bytes
 
-    def add(self, prompts: Sequence[Sequence[int]]) -> Scores:
-        """See `Decoder`. Each prompt is read alone, so its scores do not depend on its neighbours."""
-        self._check(prompts)
-        first = self._cache.batch_size
-        self._cache.add(len(prompts))
-        return to_scores(torch.cat([self._scores([p], self._cache.row(first + n)) for n, p in enumerate(prompts)]))
+    def read(self, tokens: Sequence[int], after: Prefix | None = None) -> _Prefix:
+        """See `Decoder`. What is read is alone in its passes, so its scores do not depend on the live rows."""
+        n_before = 0 if after is None else after.n_tokens
+        self._check(len(tokens), n_before)
+        cache = self._model.new_cache(0, n_before + len(tokens))  # as large as what it will hold
+        if after is None:
+            cache.add(1)
+        else:
+            cache.join(_held(after, KVCache))
+        return _Prefix(n_before + len(tokens), to_scores(self._scores([tokens], cache))[0], cache)
+
+    def join(self, prefix: Prefix) -> None:
+        """See `Decoder`."""
+        self._cache.join(_held(prefix, KVCache))
 
     def step(self, tokens: Sequence[int]) -> Scores:
         """See `Decoder`. All rows share one pass over the weights, so a row's last bits may depend on the others."""
@@ -92,6 +117,12 @@ class CachedDecoder(_TorchDecoder):
     def drop(self, row: int) -> None:
         """See `Decoder`."""
         self._cache.drop(row)
+
+
+def _held(prefix: Prefix, kind: type[Held]) -> Held:
+    assert isinstance(prefix, _Prefix)
+    assert isinstance(prefix.held, kind), "another decoder's prefix"
+    return prefix.held
 
 
 def to_scores(scores: Tensor) -> Scores:

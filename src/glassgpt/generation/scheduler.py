@@ -1,0 +1,201 @@
+"""The one loop that drives a decoder: under `generate`, `stream`, the command line and the samples of training.
+
+Requests wait in a queue, and rows join and leave at every step. It holds no tensors. (The idea is nano-vllm's.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import deque
+from collections.abc import Collection, Iterator
+
+from glassgpt.generation.decoder import Decoder, Prefix
+from glassgpt.generation.decoder import Row as ScoreRow
+from glassgpt.generation.loop import window
+from glassgpt.generation.prefixes import WORTH, Prefixes, Tokens
+from glassgpt.generation.row import Row
+from glassgpt.options import check_int
+
+CHUNK = 256
+"""The most tokens of prompts that are read between two steps of the live rows."""
+
+MOST_ROWS = 64
+"""More live rows than this hardly speed up a CPU."""
+
+MOST_BYTES = 2**30
+"""Where `MOST_ROWS` would take more memory than this, in bytes, there are fewer."""
+
+Event = tuple["Request", str]
+
+
+@dataclasses.dataclass(eq=False)
+class Request:
+    """A row on its way: it waits, its prompt is read, it is live, it has finished (`row.finish_reason`)."""
+
+    row: Row
+    tokens: Tokens
+    """What is to be read before the row's next token can be drawn."""
+    prefix: Prefix | None = None
+    """The part of `tokens` that has been read."""
+    shared: int = 0
+    """So many of `tokens` are the beginning of another prompt, too."""
+    number: int = 0
+    """The order in which requests were admitted."""
+    n_held: int = 0
+    """Tokens that the decoder's live row holds."""
+
+    @property
+    def n_read(self) -> int:
+        """How many of `tokens` have been read."""
+        return 0 if self.prefix is None else self.prefix.n_tokens
+
+
+class Scheduler:
+    """First come, first served, while at most `max_rows` are read or live; one `step` at a time.
+
+    A step appends a token to every live row and then reads at most `chunk` tokens of prompts, so a long prompt holds up
+    the live rows for no longer than that. The prompts being read take turns, so a short one does not wait for the end
+    of a long one. What several prompts begin with is read once. A row's tokens depend on its own prompt and seed alone,
+    up to rounding: where two are all but equally likely, the sums of another batch may choose the other. It is for one
+    thread.
+    """
+
+    def __init__(self, decoder: Decoder, max_rows: int | None = None, chunk: int = CHUNK) -> None:
+        """`decoder` has no live rows; None for `max_rows` goes by `Decoder.row_bytes`. `ValueError` below 1."""
+        if max_rows is None:
+            max_rows = max(1, min(MOST_ROWS, MOST_BYTES // max(1, decoder.row_bytes)))
+        check_int("max_rows", max_rows, at_least=1)
+        check_int("chunk", chunk, at_least=1)
+        self.max_rows = max_rows
+        self._decoder, self._chunk = decoder, chunk
+        self._waiting: deque[Request] = deque()
+        self._reading: deque[Request] = deque()  # the next turn is the first one's
+        self._live: list[Request] = []  # at the decoder's indices
+        self._numbers = itertools.count()
+        self._prefixes = Prefixes(2 * decoder.context_length)
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that no work has been done for yet."""
+        return len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request has not finished."""
+        return bool(self._waiting or self._reading or self._live)
+
+    def submit(self, row: Row) -> Request:
+        """Queue a row."""
+        request = Request(row, tuple(window(row, self._decoder.context_length)))
+        self._prefixes.expect(request.tokens)
+        self._waiting.append(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """End a request between two steps, wherever it is; its row keeps the text so far. A finished one stays so."""
+        if request.row.finish_reason is not None:
+            return
+        request.row.finish_reason = "cancelled"
+        if request in self._live:
+            self._leave(request)
+        elif request in self._reading:
+            self._reading.remove(request)
+        else:
+            self._waiting.remove(request)
+            self._prefixes.forget(request.tokens)
+
+    def run(self) -> Iterator[Event]:
+        """`step` until every request has finished, those that are submitted meanwhile included."""
+        while self.busy:
+            yield from self.step()
+
+    def step(self) -> list[Event]:
+        """A token for every live row, then for each whose prompt is now read: (request, new text), which may be "".
+
+        No request has two in one step, and a full row that slides is read again from the next step on.
+        """
+        events: list[Event] = []
+        if self._live:
+            live = list(self._live)
+            scores = self._decoder.step([request.row.ids[-1] for request in live])
+            for request, score in zip(live, scores, strict=True):
+                request.n_held += 1
+                events.append(self._draw(request, score))
+            for request in reversed(live):
+                if request.row.finish_reason is not None or request.n_held == self._decoder.context_length:
+                    self._leave(request)
+                    self._go_on(request)
+        self._admit()
+        alone = not self._live and len(self._reading) == 1  # nobody waits for the end of a chunk
+        budget = self._decoder.context_length if alone else self._chunk
+        least = min(WORTH, budget)  # what a turn costs, however few its tokens
+        while budget >= least and (reader := self._next({request for request, _ in events})):
+            budget -= max(least, self._read(reader, budget))
+            if reader.n_read == len(reader.tokens):
+                assert reader.prefix is not None
+                self._reading.remove(reader)
+                events.append(self._draw(reader, reader.prefix.scores))
+                self._go_on(reader)
+                self._admit()
+        return events
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._reading) + len(self._live) < self.max_rows:
+            request = self._waiting.popleft()
+            request.number = next(self._numbers)
+            request.shared = self._prefixes.begin(request.tokens)
+            self._reading.append(request)
+
+    def _next(self, served: Collection[Request]) -> Request | None:
+        """Whose turn it is. Who finds another one at work on the beginning of its own prompt lets it finish that."""
+        for request in self._reading:
+            if request not in served and not any(_waits_for(request, other) for other in self._reading):
+                self._reading.remove(request)
+                self._reading.append(request)
+                return request
+        return None
+
+    def _read(self, request: Request, most: int) -> int:
+        """One piece of a prompt, of at most so many tokens; how many they were."""
+        if request.prefix is None:
+            request.prefix = self._prefixes.longest(request.tokens)
+        start = request.n_read
+        goal = request.shared if start < request.shared else len(request.tokens)
+        end = min(goal, start + most)
+        if start < end:
+            request.prefix = self._decoder.read(request.tokens[start:end], request.prefix)
+            if end == request.shared:
+                self._prefixes.keep(request.tokens[:end], request.prefix)
+        return end - start
+
+    def _draw(self, request: Request, scores: ScoreRow) -> Event:
+        return request, request.row.accept(request.row.choose(scores))
+
+    def _leave(self, request: Request) -> None:
+        index = self._live.index(request)
+        self._decoder.drop(index)
+        self._live[index] = self._live[-1]  # as the decoder does
+        self._live.pop()
+
+    def _go_on(self, request: Request) -> None:
+        """After a token was drawn for a row that is not live: it is over, joins, or is full and read again."""
+        prefix, request.prefix = request.prefix, None
+        if request.row.finish_reason is not None:
+            return
+        if prefix is not None and prefix.n_tokens < self._decoder.context_length:
+            self._decoder.join(prefix)
+            request.n_held = prefix.n_tokens
+            self._live.append(request)
+        else:
+            request.tokens, request.shared = tuple(window(request.row, self._decoder.context_length)), 0
+            self._reading.append(request)
+
+
+def _waits_for(request: Request, other: Request) -> bool:
+    """Whether `other`, admitted before `request`, is still to read what both begin with."""
+    return (
+        other.number < request.number
+        and max(request.n_read, other.n_read) < other.shared
+        and request.tokens[: other.shared] == other.tokens[: other.shared]
+    )
