@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from glassgpt import device
-from glassgpt.device import available_cores, pick_device, pick_dtype, set_threads
+from glassgpt import cores as cores_module
+from glassgpt.cores import available_cores
+from glassgpt.device import pick_device, pick_dtype, set_threads
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
@@ -26,7 +27,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         path.unlink(missing_ok=True)
         if quota is not None:
             path.write_text(quota, encoding="ascii")
-        monkeypatch.setattr(device, "_CPU_QUOTA", path)
+        monkeypatch.setattr(cores_module, "_CPU_QUOTA", path)
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     has()

@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from glassgpt.checkpoint import load_model, save_model
     from glassgpt.config import PRESETS, GPTConfig
+    from glassgpt.generation.cpu.load import load_decoder
     from glassgpt.generation.text import complete, generate, stream
     from glassgpt.kv_cache import KVCache
     from glassgpt.model import GPTModel
@@ -28,6 +29,7 @@ _HOME = {
     "GPTModel": "model",
     "KVCache": "kv_cache",
     "Tokenizer": "tokenizer",
+    "load_decoder": "generation.cpu.load",
     "load_model": "checkpoint",
     "save_model": "checkpoint",
     "complete": "generation.text",
@@ -38,7 +40,7 @@ _HOME = {
 
 __all__ = [  # noqa: RUF022 - in the order of the documentation
     "GPTConfig", "GPTModel", "KVCache", "PRESETS", "Tokenizer",
-    "complete", "generate", "load_model", "save_model", "stream", "train",
+    "complete", "generate", "load_decoder", "load_model", "save_model", "stream", "train",
 ]  # fmt: skip
 
 

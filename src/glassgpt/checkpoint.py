@@ -14,8 +14,8 @@ from glassgpt.model import GPTModel
 from glassgpt.packages import require
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.weights.download.resolve import resolve_model
+from glassgpt.weights.families.config_json import to_config_json
 from glassgpt.weights.families.gpt2_names import to_gpt2_names
-from glassgpt.weights.families.huggingface import to_config_json
 from glassgpt.weights.families.nanogpt import META, missing_meta, read_meta
 from glassgpt.weights.formats import Found
 from glassgpt.weights.read import recognise

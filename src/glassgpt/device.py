@@ -1,18 +1,16 @@
-"""What this machine can do: device, number type, threads. Each choice comes with its reason, to be shown."""
+"""What this machine can do: device and number type. Each choice comes with its reason, to be shown."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from glassgpt.cores import wanted_threads
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _MIN_BFLOAT16_WIDTH = 256  # at 128 turning numbers into bfloat16 and back cost more than it won, at 384 less
-_MAX_THREADS = 1024  # PyTorch crashes where the system refuses it some tens of thousands
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -67,29 +65,8 @@ def check_dtype(name: str, device: torch.device) -> None:
         raise ValueError("dtype 'bfloat16' needs a GPU of compute capability 8.0 or more: use float32")
 
 
-def available_cores() -> int:
-    """Cores this process may really use: its affinity and the container's quota, not what the machine has.
-
-    More threads than cores make CPU work many times slower, without a word.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass  # no cgroup v2 here
-    return cores
-
-
 def set_threads(threads: int | None = None) -> int:
-    """Use `threads` threads, or `OMP_NUM_THREADS`, or as many as there are cores for; returns the number."""
-    if threads is None:
-        asked = os.environ.get("OMP_NUM_THREADS", "")
-        threads = int(asked) if asked.isdecimal() and int(asked) else available_cores()
-    if not 1 <= threads <= _MAX_THREADS:
-        raise ValueError(
-            f"threads {threads} must be from 1 to {_MAX_THREADS}; best is one for each of the {available_cores()} cores"
-        )
+    """Let PyTorch compute with `cores.wanted_threads(threads)`; returns their number."""
+    threads = wanted_threads(threads)
     torch.set_num_threads(threads)
     return threads

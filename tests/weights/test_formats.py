@@ -17,8 +17,8 @@ from torch import Tensor
 
 from glassgpt import GPTConfig, GPTModel, Tokenizer, load_model, save_model
 from glassgpt.weights.containers.tensorflow import TensorFlowCheckpoint
+from glassgpt.weights.families.config_json import to_config_json
 from glassgpt.weights.families.gpt2_names import to_gpt2_names
-from glassgpt.weights.families.huggingface import to_config_json
 from glassgpt.weights.formats import FORMATS, WRITABLE
 from glassgpt.weights.read import read_model
 

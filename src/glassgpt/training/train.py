@@ -19,9 +19,10 @@ from typing import Any, Unpack
 import torch
 
 from glassgpt.config import GPTConfig, GPTConfigKeywords
+from glassgpt.cores import available_cores
 from glassgpt.data.loader import BatchLoader
 from glassgpt.data.tokens import TokenFile
-from glassgpt.device import DTYPES, available_cores, pick_device, set_threads
+from glassgpt.device import DTYPES, pick_device, set_threads
 from glassgpt.language_model import seeded
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer

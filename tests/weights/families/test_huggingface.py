@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from glassgpt import GPTConfig, GPTModel, Tokenizer, load_model, save_model
 from glassgpt.weights.containers.source import InMemory
+from glassgpt.weights.families.config_json import from_config_json, to_config_json
 from glassgpt.weights.families.gpt2_names import from_gpt2_names
-from glassgpt.weights.families.huggingface import from_config_json, to_config_json
 
 Make = Callable[..., GPTModel]
 SMALL = {"vocab_size": 257, "n_positions": 16, "n_embd": 12, "n_head": 3, "n_layer": 2}
