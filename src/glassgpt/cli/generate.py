@@ -12,7 +12,18 @@ from typing import Any
 
 from glassgpt.cli import batch
 from glassgpt.cli.console import print_json, read_standard_input, say
-from glassgpt.cli.options import DONE, FAILED, add_fields, add_machine, add_model, command, given, load, whole
+from glassgpt.cli.options import (
+    DONE,
+    FAILED,
+    add_decoder,
+    add_fields,
+    add_machine,
+    add_model,
+    command,
+    given,
+    load_for_text,
+    whole,
+)
 from glassgpt.data.transcript import MODEL, PERSON, STOP, asked
 from glassgpt.generation.options import Generation
 from glassgpt.terminal_text import one_line, visible
@@ -36,11 +47,13 @@ def add_commands(commands: Any) -> None:
     generate.add_argument("--n", type=whole, default=1, metavar="N", help="number of continuations (default: 1)")
     batch.add_arguments(generate)
     add_fields(generate, Generation, overflow=_OVERFLOW)
+    add_decoder(generate)
     add_machine(generate)
 
     chat = command(commands, "chat", _chat, "talk with a model, line by line", json=False)
     add_model(chat)
     add_fields(chat, Generation, overflow=_OVERFLOW)
+    add_decoder(chat)
     add_machine(chat)
 
 
@@ -50,7 +63,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     if arguments.prompts is not None:
         return batch.generate_batch(arguments, options)
     prompt = read_standard_input() if arguments.prompt == "-" else arguments.prompt
-    model, tokenizer = load(arguments)
+    model, tokenizer = load_for_text(arguments)
     from glassgpt.generation.text import complete, stream_rows
 
     prompts = [prompt] * arguments.n
@@ -81,7 +94,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _chat(arguments: argparse.Namespace) -> int:
     options = given(arguments, Generation)
     options["stop"] = [*options.get("stop", ()), STOP]
-    model, tokenizer = load(arguments)
+    model, tokenizer = load_for_text(arguments)
     from glassgpt.generation.text import stream
 
     with contextlib.suppress(ImportError):  # line editing and history, where the platform has them

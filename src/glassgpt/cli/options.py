@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import logging
 import math
+import sys
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from glassgpt.options import Options, Rule
 
 if TYPE_CHECKING:
+    from glassgpt.generation.decoder import Decoder
     from glassgpt.model import GPTModel
     from glassgpt.tokenizer import Tokenizer
 
@@ -131,6 +135,52 @@ def load(arguments: argparse.Namespace) -> tuple[GPTModel, Tokenizer]:
 
     set_threads(arguments.threads)
     return load_model(arguments.model, device=pick_device(arguments.device))
+
+
+def add_decoder(parser: argparse.ArgumentParser) -> None:
+    """How the next token is computed."""
+    parser.add_argument(
+        "--decoder",
+        choices=("auto", "compiled", "cached"),
+        default="auto",
+        help="compiled: kernels for this CPU, without torch; cached: the readable model with its cache, on any device; "
+        "auto: compiled unless there is a GPU (default: auto)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "int8", "int4"),
+        default="float32",
+        help="number type of the compiled decoder's matrices: fewer bits are faster and not quite the model's own "
+        "text (default: float32)",
+    )
+
+
+def load_for_text(arguments: argparse.Namespace) -> tuple[Decoder | GPTModel, Tokenizer]:
+    """The model that was named, as what `generation.text` takes: compiled for the CPU, or the readable model."""
+    asked = arguments.decoder == "compiled" or arguments.precision != "float32"
+    on_cpu = arguments.device == "cpu" or (arguments.device == "auto" and not _may_have_gpu())
+    if asked and (arguments.decoder == "cached" or arguments.device not in ("auto", "cpu")):
+        raise ValueError(f"precision {arguments.precision!r} and the compiled decoder are for the CPU: leave one out")
+    if asked or (on_cpu and arguments.decoder == "auto"):
+        try:
+            from glassgpt.generation.cpu.load import load_decoder
+
+            return load_decoder(
+                arguments.model,
+                precision=arguments.precision,
+                threads=arguments.threads,
+                message=lambda text: print(f"glassgpt: {text}", file=sys.stderr, flush=True),
+            )
+        except (ImportError, NotImplementedError) as error:
+            if asked:
+                raise
+            logging.getLogger(__name__).warning("%s: the plain decoder serves, which is slower", error)
+    return load(arguments)
+
+
+def _may_have_gpu() -> bool:
+    """Whether to ask PyTorch for a GPU, which takes seconds."""
+    return sys.platform == "darwin" or any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/kfd", "/dev/dxg"))
 
 
 def whole(text: str) -> int:

@@ -14,6 +14,7 @@ from glassgpt.generation.cpu.decoder import CPUDecoder
 from glassgpt.generation.cpu.forward import forward
 from glassgpt.generation.cpu.weights import PRECISIONS, Packed, UnsupportedError, load, pack
 from glassgpt.options import Rule, check
+from glassgpt.terminal_text import one_line
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.weights.download.resolve import resolve_model
 
@@ -32,6 +33,7 @@ def load_decoder(
     `model` is what `load_model` takes, whose errors this raises. `precision`, one of `weights.PRECISIONS`, is what the
     matrices are kept in; below float32 the text is no longer the model's own to the last token. `threads`: as
     `cores.wanted_threads`. `message` hears what takes long: the first use on a machine compiles for some seconds.
+    `NotImplementedError` where that fails.
     """
     check("precision", precision, str, Rule(help="", choices=PRECISIONS))
     most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # made when it is imported
@@ -53,7 +55,12 @@ def load_decoder(
         )
     if message is not None and not is_compiled():
         message("compiling for this machine, once: about 20 seconds")
-    return CPUDecoder(packed), tokenizer
+    decoder = CPUDecoder(packed)
+    try:
+        decoder.read([0])
+    except numba.core.errors.NumbaError as error:
+        raise NotImplementedError(one_line(f"the kernels cannot be compiled here ({error})")) from error
+    return decoder, tokenizer
 
 
 def pack_model(model: Any, precision: str = "float32") -> Packed:

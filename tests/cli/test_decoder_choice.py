@@ -1,0 +1,71 @@
+"""Which decoder `generate` takes, and what it says where there is no choice."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from glassgpt import GPTConfig, GPTModel, Tokenizer, save_model
+from glassgpt.cli import main
+from glassgpt.cli import options as options_module
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("saved")
+    config = GPTConfig(vocab_size=257, context_length=32, emb_dim=24, n_heads=3, n_layers=2, drop_rate=0.0)
+    save_model(GPTModel(config).eval(), Tokenizer.bytes_(), directory)
+    return directory
+
+
+def generated(capsys: pytest.CaptureFixture[str], saved: Path, *extra: str) -> tuple[str, str]:
+    command = ["generate", str(saved), "ab", "--max-new-tokens", "12", "--temperature", "0", "--device", "cpu", *extra]
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def test_both_decoders_write_the_same(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compiled, said = generated(capsys, saved, "--decoder", "compiled")
+    assert said in ("", "glassgpt: compiling for this machine, once: about 20 seconds\n")
+    assert generated(capsys, saved, "--decoder", "cached") == (compiled, "")
+    assert generated(capsys, saved)[0] == compiled
+
+
+def test_fewer_bits_are_for_who_asks(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = generated(capsys, saved, "--precision", "int8")
+    assert out.startswith("ab")
+    command = ["generate", str(saved), "ab", "--precision", "int8", "--decoder", "cached"]
+    assert main(command) == 2
+    assert "precision 'int8' and the compiled decoder are for the CPU" in capsys.readouterr().err
+
+
+def test_without_numba_the_plain_decoder_serves(
+    saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = generated(capsys, saved, "--decoder", "cached")
+    for name in [name for name in sys.modules if name.startswith("glassgpt.generation.cpu")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    out, said = generated(capsys, saved)
+    assert out == expected
+    assert said.count("\n") == 1 and "the plain decoder serves, which is slower" in said
+    assert main(["generate", str(saved), "ab", "--decoder", "compiled"]) == 1
+    assert "numba" in capsys.readouterr().err
+
+
+def test_a_gpu_is_asked_for_only_where_there_may_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options_module.sys, "platform", "darwin")
+    assert options_module._may_have_gpu()
+
+
+def test_generate_loads_no_torch(saved: Path) -> None:
+    code = (
+        "import sys; from glassgpt.cli import main; "
+        f"main(['generate', {str(saved)!r}, 'ab', '--device', 'cpu', '--max-new-tokens', '2']); "
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
