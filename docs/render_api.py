@@ -158,15 +158,38 @@ GROUPS = (
         """,
     ),
     Group(
-        "A decoder of your own",
-        ("generation.decoder:Decoder",),
+        "Rows that come and go",
+        ("generation.scheduler:Scheduler", "generation.scheduler:Request"),
         """
+        from glassgpt.generation.options import Generation
+        from glassgpt.generation.row import Row
+        from glassgpt.generation.scheduler import Scheduler
+        from glassgpt.generation.torch_decoder import CachedDecoder
+
+        scheduler = Scheduler(CachedDecoder(model), max_rows=8)
+        first = scheduler.submit(Row(tokenizer.encode("The list"), tokenizer, Generation(max_new_tokens=9, seed=1)))
+        for request, text in scheduler.step():
+            print(request is first, text)
+        second = scheduler.submit(Row(tokenizer.encode("The file"), tokenizer, Generation(max_new_tokens=9, seed=2)))
+        scheduler.cancel(first)
+        for request, text in scheduler.run():
+            print(text, end="")
+        print(first.row.finish_reason, second.row.completion())
+        """,
+    ),
+    Group(
+        "A decoder of your own",
+        ("generation.decoder:Decoder", "generation.decoder:Prefix"),
+        """
+        from types import SimpleNamespace
+
         import numpy as np
 
         from glassgpt import Tokenizer, generate
+        from glassgpt.generation.decoder import Decoder
 
 
-        class NextLetter:
+        class NextLetter(Decoder):
             \"\"\"Finds the byte after the last one likeliest; a row is its last token.\"\"\"
 
             vocab_size, context_length = 257, 10**6
@@ -177,10 +200,13 @@ GROUPS = (
             def scores(self, tokens):
                 return np.eye(self.vocab_size, dtype=np.float32)[[(token + 1) % 256 for token in tokens]] * 100
 
-            def add(self, prompts):
-                new = [prompt[-1] for prompt in prompts]
-                self.last += new
-                return self.scores(new)
+            def read(self, tokens, after=None):
+                n_before = 0 if after is None else after.n_tokens
+                scores = self.scores(tokens[-1:])[0]
+                return SimpleNamespace(n_tokens=n_before + len(tokens), scores=scores, last=tokens[-1])
+
+            def join(self, prefix):
+                self.last.append(prefix.last)
 
             def step(self, tokens):
                 self.last = list(tokens)
@@ -240,6 +266,8 @@ def _class(cls: type) -> Iterator[str]:
         lines = [f"- `{key}: {field.type}`{_after(docs.get(key))}" for key, field in fields.items()]
         yield "\n".join(lines) + "\n"
     lines = []
+    if getattr(cls, "_is_protocol", False):
+        lines += [f"- `{key}`{_after(text)}" for key, text in _docs_below(inspect.getsource(cls)).items()]
     for name in dict.fromkeys(name for each in ours for name in vars(each)):
         member = inspect.getattr_static(cls, name)
         function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)

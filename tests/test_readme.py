@@ -39,10 +39,11 @@ def commands() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the README speaks of: a text, a trained model, a checkpoint of nanoGPT's."""
+    """A folder with what the README speaks of: a text, prompts, a trained model, a checkpoint of nanoGPT's."""
     folder = tmp_path_factory.mktemp("readme")
     text = "The function returns a list. Once upon a time it returned a tuple.\n" * 200
     (folder / "my.txt").write_text(text, encoding="utf-8")
+    (folder / "prompts.txt").write_text("The function\nOnce upon\n", encoding="utf-8")
     sizes = dict(steps=5, eval_every=5, eval_batches=1, sample_tokens=0, dtype="float32")
     train([folder / "my.txt"], folder / "runs" / "demo", shape="nano", **sizes)
     model, _ = load_model(folder / "runs" / "demo")
@@ -75,6 +76,7 @@ def test_every_command_runs(place: Path, monkeypatch: pytest.MonkeyPatch, capsys
         code = cli.main([*words[1:], *SHORTER.get(words[1], [])])
         assert code == 0, f"{' '.join(words)}: {capsys.readouterr().err}"
     assert (place / "mine.gguf").exists()
+    assert (place / "texts.jsonl").read_bytes().count(b"\n") == 2
 
 
 def test_the_python_runs(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,7 +71,7 @@ def test_misuse_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     ("argv", "said"),
     [
         ("generate m x --top_k 5", "glassgpt generate: unrecognized arguments: --top_k 5; did you mean --top-k?"),
-        ("generate m x --prompt=y", "glassgpt generate: unrecognized arguments: --prompt=y (see"),
+        ("generate m x --frob=y", "glassgpt generate: unrecognized arguments: --frob=y (see"),
         ("train --temprature 1", "glassgpt train: unrecognized arguments: --temprature (see glassgpt train --help)"),
         ("trian x", "glassgpt: argument COMMAND: invalid choice: 'trian': did you mean 'train'?"),
         ("train --shape mirco", "glassgpt train: argument --shape: invalid choice: 'mirco': did you mean 'micro'?"),

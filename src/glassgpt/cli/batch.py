@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="continue every prompt in FILE instead of PROMPT: one on each line or, in a .jsonl file, objects with "
         "prompt and any of these options by name, such as max_new_tokens; prompt number i, from 0, has the seed "
-        "--seed + i, and --seed is 0 by default",
+        "--seed + i, and --seed is then 0 unless given (default: none)",
     )
     group.add_argument(
         "--out", type=Path, metavar="FILE", help="file of the records; those in it are kept (default: standard output)"
