@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
-
 from glassgpt.generation.decoder import Row as ScoreRow
 from glassgpt.generation.options import Generation
-from glassgpt.generation.sampling import UniformStream, draw
+from glassgpt.generation.sampling import UniformStream, UniqueIds, draw
 from glassgpt.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -39,16 +37,15 @@ class Row:
         self.text = ""
         self._tokenizer, self._generation = tokenizer, generation
         self._uniform = UniformStream(generation.seed)
+        self._seen = UniqueIds(prompt)
+        self._excluded = tuple(tokenizer.stop_ids) if generation.ignore_eot else ()
         self._decoder = StreamDecoder(tokenizer)
         self._stop = StopTexts(generation.stop)
 
     def choose(self, scores: ScoreRow) -> int:
         """Draw this row's next token from (vocab_size,) scores; ids the tokenizer does not have are never drawn."""
         scores = scores[: self._tokenizer.n_vocab]
-        if self._generation.ignore_eot and self._tokenizer.stop_ids:
-            scores = scores.copy()
-            scores[list(self._tokenizer.stop_ids)] = -np.inf
-        return draw(self._generation, scores, self.ids, self._uniform.draw())
+        return draw(self._generation, scores, self._seen.array, self._uniform.draw(), self._excluded)
 
     def accept(self, token: int) -> str:
         """Append a token; returns the text that is certain now. Sets `finish_reason` when the row is done."""
@@ -56,6 +53,7 @@ class Row:
             self.finish_reason = "end_of_text"
             return self._release(self._decoder.finish())
         self.ids.append(token)
+        self._seen.add(token)
         new = self._decoder.push(token)
         if len(self.ids) - self.n_prompt == self._generation.max_new_tokens:
             self.finish_reason = "length"
