@@ -210,6 +210,13 @@ def test_ties() -> None:
     assert kept(Sampling(temperature=0), [1.0, 2.0, 2.0]) == {1: 1.0}  # the first, as argmax
 
 
+def test_a_long_tail_counts_as_far_as_top_p_needs_it() -> None:
+    """The best has two thirds, 100,000 equal ones the rest: 0.9 takes seven tenths of them."""
+    found = kept(Sampling(top_p=0.9), [math.log(200_000)] + [0.0] * 100_000)
+    assert found.keys() == set(range(len(found)))
+    assert len(found) == pytest.approx(70_000, abs=5)  # sums of float32 weights
+
+
 def test_one_token_alone() -> None:
     for options in ({}, {"top_k": 5}, {"top_p": 0.1}, {"min_p": 1.0}, {"temperature": 0}):
         assert kept(Sampling(**options), [-7.0]) == {0: 1.0}
@@ -233,8 +240,9 @@ def test_the_penalty_ignores_ids_that_cannot_be_drawn() -> None:
 def test_the_scores_are_left_as_they_were() -> None:
     scores = np.array([2.0, 1.0], dtype=np.float32)
     for options in ({"top_k": 1}, {"temperature": 0.5}, {"top_p": 0.5}):
-        draw(Sampling(repetition_penalty=3.0, **options), scores, [0, 1], 0.5, excluded=[1])
-        assert scores.tolist() == [2.0, 1.0]
+        for excluded in ([], [1]):
+            draw(Sampling(repetition_penalty=3.0, **options), scores, [0, 1], 0.5, excluded)
+            assert scores.tolist() == [2.0, 1.0]
 
 
 @given(ids=st.lists(st.integers(0, 9), max_size=30), n_prompt=st.integers(0, 30))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from glassgpt.generation.decoder import Row as ScoreRow
 from glassgpt.generation.options import Generation
@@ -27,15 +27,22 @@ class Completion:
 class Row:
     """A prompt and what follows it. The loop asks for tokens with `choose` and hands each to `accept`."""
 
-    def __init__(self, prompt: Sequence[int], tokenizer: Tokenizer, generation: Generation) -> None:
-        """`ValueError` for an empty prompt."""
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        tokenizer: Tokenizer,
+        generation: Generation,
+        on_overflow: Callable[[int], None] | None = None,
+    ) -> None:
+        """`on_overflow` hears the context length once the text exceeds it. `ValueError` for an empty prompt."""
         if not prompt:
             raise ValueError("the prompt is empty: give at least one token")
         self.ids = list(prompt)
         self.n_prompt = len(prompt)
         self.finish_reason: str | None = None
         self.text = ""
-        self._tokenizer, self._generation = tokenizer, generation
+        self.overflow = generation.overflow
+        self._tokenizer, self._generation, self._on_overflow = tokenizer, generation, on_overflow
         self._uniform = UniformStream(generation.seed)
         self._seen = UniqueIds(prompt)
         self._excluded = tuple(tokenizer.stop_ids) if generation.ignore_eot else ()
@@ -59,6 +66,12 @@ class Row:
             self.finish_reason = "length"
             new += self._decoder.finish()
         return self._release(new)
+
+    def outgrow(self, context_length: int) -> None:
+        """From here on the beginning of the text is not seen; whoever wants to know is told, once."""
+        tell, self._on_overflow = self._on_overflow, None
+        if tell:
+            tell(context_length)
 
     def completion(self) -> Completion:
         """The result; the row must be done."""
