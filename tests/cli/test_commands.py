@@ -15,7 +15,7 @@ import sys
 import tempfile
 import tomllib
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -541,7 +541,34 @@ def test_generate(glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch)
     both = f"--- 1 of 2\n{printed}--- 2 of 2\nThe cat{second['text']}\n"
     assert glass("generate", "model", "The cat", *options, "--n", 2)[1] == both
     assert glass("generate", "model", "The cat", "--n", 2, "--json")[0] == 0  # no seed: a new one for each
-    assert glass("generate", "model", "·" * 40, "--max-new-tokens", 3)[0] == 0  # past the context: it slides
+
+
+PAST_THE_CONTEXT = (
+    "glassgpt: the text is longer than the model's context of 16 tokens: from here on it sees only the last {}"
+)
+SHIFTS = PAST_THE_CONTEXT.format("9 to 16, and reads 9 again for every 8 new ones (--overflow shift)\n")
+SLIDES = PAST_THE_CONTEXT.format("16, and reads them all again for every new one (--overflow slide)\n")
+
+
+@pytest.mark.parametrize(("options", "said"), [((), SHIFTS), (("--overflow", "slide"), SLIDES)])
+def test_what_happens_past_the_context_is_said_once(
+    glass: Callable[..., Answer], options: Sequence[object], said: str
+) -> None:
+    options = ("generate", "model", "The cat", "--seed", 1, "--ignore-eot", *options)
+    assert glass(*options, "--max-new-tokens", 5)[2] == ""
+    for more in ((), ("--n", 3), ("--json",)):
+        assert glass(*options, "--max-new-tokens", 60, *more)[2] == said
+
+
+def test_on_a_terminal_what_is_said_begins_a_line(
+    glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{name}.isatty", lambda: True)
+    options = ("generate", "model", "·" * 40, "--seed", 1, "--ignore-eot", "--max-new-tokens", 1)
+    code, printed, errors = glass(*options)
+    assert (code, errors) == (0, SHIFTS)
+    assert printed.startswith("·" * 40 + "\n")
 
 
 def test_what_goes_to_a_terminal_cannot_command_it(
@@ -678,7 +705,7 @@ def talk(glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, lines: s
 @pytest.mark.parametrize("end", ["", "/quit\n", "/exit\n", " /quit \nnot read\n"])
 def test_chat_ends(glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     code, printed, errors = talk(glass, monkeypatch, f"hello\n\nand 😀\n{end}")
-    assert (code, errors) == (0, "")
+    assert (code, errors) == (0, SHIFTS)  # once, though both answers are past the context
     assert printed.count("You: ") == 4
     assert printed.count("GPT:") == 2  # an empty line asks again
 

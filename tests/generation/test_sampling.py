@@ -1,6 +1,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from glassgpt.generation.options import Sampling
-from glassgpt.generation.sampling import UniformStream, candidates, draw
+from glassgpt.generation.sampling import UniformStream, UniqueIds, candidates, draw
 
 # distinct scores, so that every cut has one right answer; ties have tests of their own
 SCORES = st.lists(st.integers(-400, 400), min_size=1, max_size=12, unique=True).map(lambda xs: [x / 16 for x in xs])
@@ -116,6 +117,34 @@ def test_a_large_vocabulary_keeps_what_the_reference_keeps(size: int, options: d
     assert all(found[i] == pytest.approx(wanted[i], rel=1e-4, abs=1e-12) for i in wanted)
 
 
+@given(size=st.integers(1, 3000), options=OPTIONS, seed=st.integers(0, 99), data=st.data())
+def test_of_equal_scores_the_first_are_kept(size: int, options: dict[str, Any], seed: int, data: st.DataObject) -> None:
+    """Steps of 1/2, so that every cut goes through a crowd."""
+    scores = (np.random.default_rng(seed).normal(0, 6, size).round() / 2).astype(np.float32)
+    history = data.draw(st.lists(st.integers(0, size - 1), max_size=50))
+    wanted, margin = reference(scores.tolist(), history, **options)
+    assume(margin > 1e-6)
+    assert kept(Sampling(**options), scores, history).keys() == wanted.keys()
+
+
+@given(
+    size=st.integers(1, 3000),
+    options=OPTIONS,
+    seed=st.integers(0, 99),
+    uniform=st.floats(0, 1, exclude_max=True),
+)
+def test_a_draw_inverts_the_cumulative_distribution(
+    size: int, options: dict[str, Any], seed: int, uniform: float
+) -> None:
+    """In the order of ids, up to float32's rounding."""
+    scores = np.random.default_rng(seed).normal(0, 3, size).astype(np.float32)
+    token = draw(Sampling(**options), scores, [], uniform)
+    probabilities = kept(Sampling(**options), scores)
+    assert probabilities[token] > 0
+    before = math.fsum(p for i, p in probabilities.items() if i < token)
+    assert before - 1e-6 <= uniform <= before + probabilities[token] + 1e-6
+
+
 def test_a_seed_gives_the_same_numbers_for_ever() -> None:
     stream = UniformStream(7)
     assert [stream.draw() for _ in range(3)] == [0.8720734548204873, 0.29536538151378355, 0.4200976785072422]
@@ -181,6 +210,13 @@ def test_ties() -> None:
     assert kept(Sampling(temperature=0), [1.0, 2.0, 2.0]) == {1: 1.0}  # the first, as argmax
 
 
+def test_a_long_tail_counts_as_far_as_top_p_needs_it() -> None:
+    """The best has two thirds, 100,000 equal ones the rest: 0.9 takes seven tenths of them."""
+    found = kept(Sampling(top_p=0.9), [math.log(200_000)] + [0.0] * 100_000)
+    assert found.keys() == set(range(len(found)))
+    assert len(found) == pytest.approx(70_000, abs=5)  # sums of float32 weights
+
+
 def test_one_token_alone() -> None:
     for options in ({}, {"top_k": 5}, {"top_p": 0.1}, {"min_p": 1.0}, {"temperature": 0}):
         assert kept(Sampling(**options), [-7.0]) == {0: 1.0}
@@ -203,8 +239,49 @@ def test_the_penalty_ignores_ids_that_cannot_be_drawn() -> None:
 
 def test_the_scores_are_left_as_they_were() -> None:
     scores = np.array([2.0, 1.0], dtype=np.float32)
-    draw(Sampling(repetition_penalty=3.0, top_k=1), scores, [0, 1], 0.5)
-    assert scores.tolist() == [2.0, 1.0]
+    for options in ({"top_k": 1}, {"temperature": 0.5}, {"top_p": 0.5}):
+        for excluded in ([], [1]):
+            draw(Sampling(repetition_penalty=3.0, **options), scores, [0, 1], 0.5, excluded)
+            assert scores.tolist() == [2.0, 1.0]
+
+
+@given(ids=st.lists(st.integers(0, 9), max_size=30), n_prompt=st.integers(0, 30))
+def test_the_ids_of_a_growing_text(ids: list[int], n_prompt: int) -> None:
+    seen = UniqueIds(ids[:n_prompt])
+    for token in ids[n_prompt:]:
+        seen.add(token)
+    assert sorted(seen.array.tolist()) == sorted(set(ids))
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {}, {"top_k": 2}, {"top_p": 0.99}, {"min_p": 0.01}])
+def test_an_excluded_id_is_as_one_without_a_chance(options: dict[str, Any]) -> None:
+    scores, without = np.array([1.0, 9.0, 2.0, 3.0], dtype=np.float32), [1.0, -np.inf, 2.0, -np.inf]
+    ids, probabilities = candidates(Sampling(**options), scores, excluded=(1, 3))
+    found = dict(zip(ids.tolist(), probabilities.tolist(), strict=True))
+    assert found == kept(Sampling(**options), without)
+    assert {draw(Sampling(**options), scores, (), u / 50, excluded=(1, 3)) for u in range(50)} <= {0, 2}
+    with pytest.raises(ValueError, match="not finite"):
+        draw(Sampling(**options), scores, (), 0.5, excluded=range(4))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int64])
+def test_scores_of_another_type(dtype: Any) -> None:
+    scores = np.array([3, -2, 5, 4] * 100, dtype=dtype)
+    for options in ({"temperature": 0}, {"temperature": 0.7}, {"top_k": 150, "top_p": 0.9}, {"repetition_penalty": 2}):
+        wanted, found = (candidates(Sampling(**options), s, [2]) for s in (scores.astype(np.float32), scores))
+        assert wanted[0].tolist() == found[0].tolist()
+        assert found[1].dtype == np.float64
+        np.testing.assert_allclose(wanted[1], found[1], rtol=1e-6)
+        drawn = [draw(Sampling(**options), s, [2], 0.3) for s in (scores.astype(np.float32), scores)]
+        assert drawn[0] == drawn[1]
+
+
+def test_threads_do_not_share_what_they_compute_in() -> None:
+    scores = np.random.default_rng(0).normal(0, 3, (200, 5000)).astype(np.float32)
+    sampling = Sampling(top_p=0.9, temperature=1.3)
+    wanted = [draw(sampling, row, (), 0.6) for row in scores]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda row: draw(sampling, row, (), 0.6), scores)) == wanted
 
 
 # ---- draws ----------------------------------------
@@ -230,6 +307,9 @@ def test_1e5_draws_stay_in_the_kept_set_with_the_right_frequencies() -> None:
         ([-math.inf, 0.0, 0.0, 0.0, 0.0], {"top_k": 4}),
         ([0.0] * 7 + [-math.inf] * 3, {"top_p": 0.999999}),
         ([1.0, -math.inf], {"top_k": 2}),
+        ([-math.inf] * 500 + [0.0, -math.inf, 1.0] + [-math.inf] * 500, {}),  # whole blocks of nothing
+        ([-1e5] * 128 + [0.0] * 128 + [-1e5] * 128, {}),
+        ([0.0] + [-1e5] * 400, {"repetition_penalty": 1.5}),
     ],
 )
 def test_no_uniform_number_hits_a_probability_of_zero(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from glassgpt import GPTModel, Tokenizer, complete, generate, stream
 from glassgpt.generation.decoder import Decoder, Prefix, Scores
+from glassgpt.generation.loop import window_start
 from glassgpt.generation.options import Generation, GenerationKeywords
 from glassgpt.generation.row import Completion, Row
 from glassgpt.generation.torch_decoder import CachedDecoder, NaiveDecoder
@@ -315,6 +316,101 @@ def test_slide_reads_the_last_tokens_that_fit(tiny_model: Make, tiny_tokenizer: 
     assert max(len(row.ids) for row in rows) == 40
 
 
+def shift(model: GPTModel, ids: Sequence[int], n_new: int, context: int, eot: int | None) -> list[int]:
+    """What overflow "shift" promises, by its story: one more does not fit, so the older half goes. No caches."""
+    seen, new = [], []
+    for token in [*ids, *[None] * n_new]:
+        if token is None:
+            token = int(generate_text_simple(model, torch.tensor([seen]), 1, context)[0, -1])
+            if token == eot:
+                break
+            new.append(token)
+        if len(seen) == context:
+            seen = seen[(context + 1) // 2 :]
+        seen = [*seen, token]
+    return new
+
+
+@pytest.mark.parametrize("context", [1, 2, 3, 8])
+@pytest.mark.parametrize("make_decoder", [NaiveDecoder, CachedDecoder])
+def test_shift_is_its_definition_computed_from_scratch(tiny_model: Make, make_decoder: Any, context: int) -> None:
+    """Prompts below, at and far beyond the context, side by side, so that their rows are full at different steps."""
+    tokenizer = Tokenizer.characters([chr(i) for i in range(60)])
+    assert tokenizer.eot_id == tokenizer.n_vocab - 1
+    for n_vocab, window in ((60, None), (60, 2), (61, None)):  # a model without end of text, and one with it
+        model = tiny_model(vocab_size=n_vocab, context_length=context, sliding_window=window)
+        prompts = [list(range(1, n + 1)) for n in (1, 2, 3, 5, 8, 9, 13, 30)]
+        options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 30, "overflow": "shift"}
+        rows = complete(make_decoder(model), tokenizer, prompts, **options)
+        for prompt, row in zip(prompts, rows, strict=True):
+            assert row.ids == shift(model, prompt, 30, context, tokenizer.eot_id)
+            assert complete(make_decoder(model), tokenizer, [prompt], **options) == [row]
+            assert n_vocab == 61 or len(row.ids) == 30
+
+
+def test_what_is_seen_does_not_depend_on_where_the_prompt_ended() -> None:
+    for context in range(1, 12):
+        for overflow, least in (("slide", context), ("shift", context // 2 + 1)):
+            starts = [window_start(overflow, n, context) for n in range(100)]
+            seen = [n - start for n, start in enumerate(starts)]
+            assert seen[: context + 1] == list(range(context + 1))
+            assert set(seen[context + 1 :]) == set(range(least, context + 1))
+            assert {b - a for a, b in itertools.pairwise(starts)} == {0, context - least + 1}
+
+
+@given(prompt=st.text("abc", min_size=1, max_size=40), cut=st.integers(1, 29))
+def test_a_text_goes_on_where_it_was_left(model: GPTModel, tiny_tokenizer: Tokenizer, prompt: str, cut: int) -> None:
+    options: dict[str, Any] = {"temperature": 0, "overflow": "shift", "ignore_eot": True}
+    (whole,) = complete(model, tiny_tokenizer, [prompt], max_new_tokens=30, **options)
+    ids = tiny_tokenizer.encode(prompt) + whole.ids[:cut]
+    (rest,) = complete(model, tiny_tokenizer, [ids], max_new_tokens=30 - cut, **options)
+    assert whole.ids == whole.ids[:cut] + rest.ids
+
+
+def test_shift_reads_every_token_about_twice(tiny_model: Make, tiny_tokenizer: Tokenizer) -> None:
+    model, read = tiny_model(vocab_size=257, context_length=16), []
+    model.tok_emb.register_forward_hook(lambda _, inputs, __: read.append(inputs[0].shape[1]))
+    options: dict[str, Any] = {"temperature": 0, "ignore_eot": True, "overflow": "shift"}
+    complete(model, tiny_tokenizer, ["x"], max_new_tokens=16 + 3 * 8, **options)
+    assert read == [1] * 16 + ([9] + [1] * 7) * 3
+
+
+@pytest.mark.parametrize(
+    ("n_script", "options", "text", "reason"),
+    [
+        (3, {"max_new_tokens": 3}, "abc", "length"),
+        (3, {"stop": "c"}, "ab", "stop"),
+        (2, {}, "ab", "end_of_text"),
+    ],
+)
+def test_a_row_that_ends_when_it_is_full_is_not_read_again(
+    tiny_tokenizer: Tokenizer, n_script: int, options: dict[str, Any], text: str, reason: str
+) -> None:
+    decoder = Scripted([*b"abc"[:n_script], EOT])
+    decoder.context_length = 3  # the prompt and two of the script
+    told: list[int] = []
+    options = {"temperature": 0, "overflow": "shift", "on_overflow": told.append} | options
+    result = complete(decoder, tiny_tokenizer, "p", **options)
+    assert (result.text, result.finish_reason) == (text, reason)
+    assert (told, decoder.dropped) == ([], [0])
+
+
+@pytest.mark.parametrize("overflow", ["shift", "slide"])
+def test_who_wants_to_know_is_told_once_when_a_text_outgrows_the_context(
+    model: GPTModel, tiny_tokenizer: Tokenizer, overflow: str
+) -> None:
+    told: list[int] = []
+    options: dict[str, Any] = {"overflow": overflow, "ignore_eot": True, "seed": 0, "on_overflow": told.append}
+    complete(model, tiny_tokenizer, "x" * CONTEXT, max_new_tokens=1, **options)
+    assert told == []  # the new token came from the whole text
+    complete(model, tiny_tokenizer, "x" * CONTEXT, max_new_tokens=20, **options)
+    assert told == [CONTEXT]
+    complete(model, tiny_tokenizer, ["x" * (CONTEXT + 1), "y"], max_new_tokens=1, **options)
+    assert told == [CONTEXT] * 2
+    list(stream(model, tiny_tokenizer, "x", max_new_tokens=CONTEXT + 9, **options))
+    assert told == [CONTEXT] * 3
+
+
 # ---- errors ----------------------------------------
 
 
@@ -327,7 +423,7 @@ def test_slide_reads_the_last_tokens_that_fit(tiny_model: Make, tiny_tokenizer: 
         ),
         ({"beams": 2}, "unknown option 'beams': known are repetition_penalty, temperature, top_k"),
         ({"max_tokens": 2}, r"unknown option 'max_tokens': did you mean 'max_new_tokens'\?"),
-        ({"overflow": "wrap"}, "overflow 'wrap' must be one of error, slide$"),
+        ({"overflow": "wrap"}, "overflow 'wrap' must be one of error, shift, slide$"),
         ({"overflow": None}, "overflow None must be one of"),
         ({"max_new_tokens": 0}, "max_new_tokens 0 must be a whole number, at least 1$"),
         ({"max_new_tokens": -1}, "max_new_tokens -1 must be"),

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from glassgpt.cli import batch
@@ -34,7 +34,7 @@ _CHAT_HELP = """\
 /quit   ends, as Ctrl-D does; Ctrl-C stops an answer"""
 _CHAT_ANSWERS = {"/help": _CHAT_HELP, "/reset": "the talk so far is forgotten"}
 
-_OVERFLOW = "slide"  # a person wants more text rather than an error
+_OVERFLOW = "shift"  # a person wants more text rather than an error, and not to wait a whole context for each token
 
 
 def add_commands(commands: Any) -> None:
@@ -68,6 +68,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
     prompts = [prompt] * arguments.n
     seed = options.pop("seed", None)
+    options["on_overflow"] = _overflow_note(options["overflow"])
     options["seeds"] = [None if seed is None else seed + n for n in range(arguments.n)]
     if arguments.json:
         completions = complete(model, tokenizer, prompts, **options)
@@ -94,6 +95,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _chat(arguments: argparse.Namespace) -> int:
     options = given(arguments, Generation)
     options["stop"] = [*options.get("stop", ()), STOP]
+    options["on_overflow"] = _overflow_note(options["overflow"])
     model, tokenizer = load_for_text(arguments)
     from glassgpt.generation.text import stream
 
@@ -129,6 +131,32 @@ def _chat(arguments: argparse.Namespace) -> int:
             for piece in _printed(MODEL, pieces):
                 text += piece
         text += "\n"
+
+
+def _overflow_note(policy: str) -> Callable[[int], None]:
+    """Says once what becomes of a text that is longer than the context, and what that costs."""
+    said = False
+
+    def note(context_length: int) -> None:
+        nonlocal said
+        if said:
+            return
+        said = True
+        if sys.stdout.isatty() and sys.stderr.isatty():
+            print(flush=True)  # the text so far ends in the middle of a line
+        least = context_length // 2 + 1
+        stride = context_length + 1 - least
+        seen = {
+            "shift": f"{least} to {context_length}, and reads {least} again for every {stride} new ones",
+            "slide": f"{context_length}, and reads them all again for every new one",
+        }[policy]
+        say(
+            f"the text is longer than the model's context of {context_length} tokens: "
+            f"from here on it sees only the last {seen} (--overflow {policy})",
+            DONE,
+        )
+
+    return note
 
 
 def _printed(shown: str, pieces: Iterator[str]) -> Iterator[str]:

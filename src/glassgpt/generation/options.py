@@ -8,7 +8,7 @@ from typing import TypedDict
 
 from glassgpt.options import Options, option
 
-OVERFLOW = ("error", "slide")
+OVERFLOW = ("error", "shift", "slide")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,9 @@ class Generation(Sampling):
     )
     overflow: str = option(
         "error",
-        "past the context length: refuse before any computation (error), or compute exactly what reading the "
-        "last tokens that fit again gives (slide; each token then costs a whole context)",
+        "past the context length: refuse before any computation (error), drop the older half whenever it is full and "
+        "go on as fast as before (shift), or compute exactly what reading the last tokens that fit again gives (slide; "
+        "each token then costs a whole context)",
         choices=OVERFLOW,
     )
     ignore_eot: bool = option(False, "never draw the end of text")

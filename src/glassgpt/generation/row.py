@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Callable, Sequence
 
 from glassgpt.generation.decoder import Row as ScoreRow
 from glassgpt.generation.options import Generation
-from glassgpt.generation.sampling import UniformStream, draw
+from glassgpt.generation.sampling import UniformStream, UniqueIds, draw
 from glassgpt.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -29,26 +27,32 @@ class Completion:
 class Row:
     """A prompt and what follows it. The scheduler asks for tokens with `choose` and hands each to `accept`."""
 
-    def __init__(self, prompt: Sequence[int], tokenizer: Tokenizer, generation: Generation) -> None:
-        """`ValueError` for an empty prompt."""
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        tokenizer: Tokenizer,
+        generation: Generation,
+        on_overflow: Callable[[int], None] | None = None,
+    ) -> None:
+        """`on_overflow` hears the context length once the text exceeds it. `ValueError` for an empty prompt."""
         if not prompt:
             raise ValueError("the prompt is empty: give at least one token")
         self.ids = list(prompt)
         self.n_prompt = len(prompt)
         self.finish_reason: str | None = None
         self.text = ""
-        self._tokenizer, self._generation = tokenizer, generation
+        self.overflow = generation.overflow
+        self._tokenizer, self._generation, self._on_overflow = tokenizer, generation, on_overflow
         self._uniform = UniformStream(generation.seed)
+        self._seen = UniqueIds(prompt)
+        self._excluded = tuple(tokenizer.stop_ids) if generation.ignore_eot else ()
         self._decoder = StreamDecoder(tokenizer)
         self._stop = StopTexts(generation.stop)
 
     def choose(self, scores: ScoreRow) -> int:
         """Draw this row's next token from (vocab_size,) scores; ids the tokenizer does not have are never drawn."""
         scores = scores[: self._tokenizer.n_vocab]
-        if self._generation.ignore_eot and self._tokenizer.stop_ids:
-            scores = scores.copy()
-            scores[list(self._tokenizer.stop_ids)] = -np.inf
-        return draw(self._generation, scores, self.ids, self._uniform.draw())
+        return draw(self._generation, scores, self._seen.array, self._uniform.draw(), self._excluded)
 
     def accept(self, token: int) -> str:
         """Append a token; returns the text that is certain now. Sets `finish_reason` when the row is done."""
@@ -56,11 +60,18 @@ class Row:
             self.finish_reason = "end_of_text"
             return self._release(self._decoder.finish())
         self.ids.append(token)
+        self._seen.add(token)
         new = self._decoder.push(token)
         if len(self.ids) - self.n_prompt == self._generation.max_new_tokens:
             self.finish_reason = "length"
             new += self._decoder.finish()
         return self._release(new)
+
+    def outgrow(self, context_length: int) -> None:
+        """From here on the beginning of the text is not seen; whoever wants to know is told, once."""
+        tell, self._on_overflow = self._on_overflow, None
+        if tell:
+            tell(context_length)
 
     def completion(self) -> Completion:
         """The result; the row must be done."""

@@ -1,12 +1,15 @@
 """Which token comes next: greedy, temperature, top-k, top-p, min-p, repetition penalty.
 
-Probabilities are computed in float64 over the tokens that were kept, so a token that was excluded, or whose probability
-is 0, cannot be drawn. Hardly anything is sorted: a vocabulary of 50,257 takes less than a millisecond.
+A token that was excluded, or whose probability is 0, cannot be drawn. Next to the model this costs nothing: filters are
+thresholds on the scores, exponentials are float32 and of what the filters keep, and no more is sorted than the tokens
+near a cut. `benchmarks/sampling.py` measures it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+import threading
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,27 @@ from glassgpt.generation.options import Sampling
 
 Ids = npt.NDArray[np.intp]
 Probabilities = npt.NDArray[np.float64]
+
+_BLOCK = 128  # weights that are summed before anything looks at single ones
+_BINS = 256  # of top-p, between the best token and the first that cannot be needed
+
+
+class _Memory(threading.local):
+    """Two arrays as long as a vocabulary, for each thread. New ones can cost more than all that is computed in them:
+    the system may hand them out page by page, for each token again.
+    """
+
+    def __init__(self) -> None:
+        self._arrays = np.empty((2, 0), dtype=np.float32)
+
+    def like(self, scores: Row) -> tuple[Row, Row]:
+        """Two arrays of the shape and type of `scores`, which hold anything."""
+        if self._arrays.shape[1:] != scores.shape or self._arrays.dtype != scores.dtype:
+            self._arrays = np.empty((2, *scores.shape), dtype=scores.dtype)
+        return self._arrays[0], self._arrays[1]
+
+
+_memory = _Memory()
 
 
 class UniformStream:
@@ -32,77 +56,170 @@ class UniformStream:
         return (int(self._random.random_raw()) >> 11) * 2.0**-53
 
 
-def candidates(sampling: Sampling, scores: Row, history: Collection[int] = ()) -> tuple[Ids, Probabilities]:
+class UniqueIds:
+    """The ids of a growing text, each once: what the repetition penalty looks at."""
+
+    def __init__(self, ids: Iterable[int]) -> None:
+        self._known = set(ids)
+        self._memory = np.fromiter(self._known, np.intp)
+
+    def add(self, token: int) -> None:
+        """The text goes on with `token`."""
+        n = len(self._known)
+        self._known.add(token)
+        if len(self._known) > n:
+            if n == len(self._memory):
+                self._memory = np.resize(self._memory, 2 * n + 1)
+            self._memory[n] = token
+
+    @property
+    def array(self) -> Ids:
+        """All of them, in no order."""
+        return self._memory[: len(self._known)]
+
+
+def candidates(
+    sampling: Sampling, scores: Row, history: Sequence[int] | Ids = (), excluded: Sequence[int] = ()
+) -> tuple[Ids, Probabilities]:
     """The kept token ids, most probable first, and their probabilities, which sum to 1.
 
-    `scores` is (vocab_size,); `history` holds the ids already in the text. Equal tokens come in the order of their ids.
-    Raises `ValueError` for scores that are not finite: the model is broken, or its dtype too narrow.
+    `scores` is (vocab_size,); `history` holds the ids already in the text, and `excluded` those that may not come.
+    Equal tokens come in the order of their ids. Raises `ValueError` for scores that are not finite: the model is
+    broken, or its dtype too narrow.
     """
-    ids, probabilities = _kept(sampling, scores, history)
-    order = np.argsort(-probabilities, kind="stable")
-    return ids[order], probabilities[order]
+    ids, weights = _kept(sampling, scores, history, excluded)
+    order = np.argsort(-weights, kind="stable")
+    probabilities = weights[order].astype(np.float64)
+    return order if ids is None else ids[order], probabilities / probabilities.sum()
 
 
-def draw(sampling: Sampling, scores: Row, history: Collection[int], uniform: float) -> int:
+def draw(
+    sampling: Sampling, scores: Row, history: Sequence[int] | Ids, uniform: float, excluded: Sequence[int] = ()
+) -> int:
     """One token id: the cumulative distribution over the kept ids, inverted at `uniform` from [0, 1)."""
-    ids, probabilities = _kept(sampling, scores, history)
-    if len(ids) == 1:
-        return int(ids[0])
-    cumulative = probabilities.cumsum()
-    # side="right": the first index strictly above, so a probability of 0 is never hit, not even by 0.0 itself
-    index = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
-    return int(ids[min(index, int(np.flatnonzero(probabilities)[-1]))])
+    ids, weights = _kept(sampling, scores, history, excluded)
+    sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
+    block, rest = _invert(sums, uniform * sums.sum())
+    start = block * _BLOCK
+    index = start + _invert(weights[start : start + _BLOCK].astype(np.float64), rest)[0]
+    return index if ids is None else int(ids[index])
 
 
-def _kept(sampling: Sampling, scores: Row, history: Collection[int]) -> tuple[Ids, Probabilities]:
-    """As `candidates`, in the order of ids."""
-    scores = _penalised(scores, history, sampling.repetition_penalty)
-    best = scores.max()
-    if not np.isfinite(best):  # a NaN anywhere makes the maximum NaN; single scores may be -inf: excluded
-        raise ValueError("the model's scores are not finite: its weights are damaged or its dtype overflows")
-    if sampling.temperature == 0 or sampling.top_k == 1:
-        return np.array([scores.argmax()]), np.ones(1)
-    ids = _largest(scores, sampling.top_k)
-    with np.errstate(over="ignore"):  # a small temperature may send a score to -inf, whose exp is 0
-        # shifted to a best score of 0 first, so that none overflows upwards
-        weights = np.exp((scores[ids].astype(np.float64) - best) / sampling.temperature)
-    probabilities = weights / weights.sum()
+def _invert(weights: Probabilities, target: float) -> tuple[int, float]:
+    """The index of the weight at which the running sum exceeds `target`, and what was left of it there.
+
+    It is never the index of a weight of 0.
+    """
+    cumulative = weights.cumsum()
+    # side="right": the first sum strictly above, which a weight of 0 cannot bring about, not even at a target of 0
+    index = int(np.searchsorted(cumulative, target, side="right"))
+    if index == len(weights):  # rounding put the target beyond the end
+        index = int(np.flatnonzero(weights)[-1])
+    return index, target - (float(cumulative[index - 1]) if index else 0.0)
+
+
+def _kept(
+    sampling: Sampling, scores: Row, history: Sequence[int] | Ids, excluded: Sequence[int]
+) -> tuple[Ids | None, npt.NDArray[Any]]:
+    """The kept ids in ascending order, None for all of them, and their weights: probabilities up to a factor."""
+    with np.errstate(over="ignore"):  # an extreme option may send a score to -inf, whose exp is 0
+        scores = _adjusted(scores, history, sampling.repetition_penalty, excluded)
+        first = scores.argmax()  # of the best, or of what is no number
+        best = scores[first]
+        if not np.isfinite(best):  # single scores may be -inf: excluded
+            raise ValueError("the model's scores are not finite: its weights are damaged or its dtype overflows")
+        if sampling.temperature == 0 or sampling.top_k == 1:
+            return np.array([first]), np.ones(1, dtype=np.float32)
+        logits, weights = _memory.like(scores)
+        ids = None
+        if sampling.top_k is not None and sampling.top_k < len(scores):
+            ids = _largest(scores, sampling.top_k)
+            logits, scores = logits[: len(ids)], scores[ids]
+        np.subtract(scores, best, out=logits)  # at most 0, so that no exponential overflows
+        if sampling.temperature != 1:
+            logits /= _float32(sampling.temperature)
+    least = math.log(sampling.min_p) if sampling.min_p else -math.inf
     if sampling.top_p is not None and sampling.top_p < 1:
-        nucleus = _nucleus(probabilities, sampling.top_p)
-        ids, probabilities = ids[nucleus], _normalised(probabilities[nucleus])
+        kept = _nucleus(logits, weights[: len(logits)], sampling.top_p, least)
+        ids, logits = _of(ids, kept), logits[kept]
     if sampling.min_p:
-        likely = probabilities >= sampling.min_p * probabilities.max()
-        ids, probabilities = ids[likely], _normalised(probabilities[likely])
-    return ids, probabilities
+        kept = np.flatnonzero(logits >= least)
+        ids, logits = _of(ids, kept), logits[kept]
+    return ids, np.exp(logits, out=weights[: len(logits)])
 
 
-def _penalised(scores: Row, history: Collection[int], penalty: float) -> Row:
-    """Scores of tokens already in the text divided by `penalty` if positive, multiplied by it if negative."""
-    seen = [i for i in set(history) if i < len(scores)] if penalty != 1 else []
-    if not seen:
-        return scores
-    scores, old = scores.copy(), scores[seen]
-    scores[seen] = np.where(old > 0, old / np.float32(penalty), old * np.float32(penalty))
+def _adjusted(scores: Row, history: Sequence[int] | Ids, penalty: float, excluded: Sequence[int]) -> Row:
+    """Float32 or wider; those of `history` divided by `penalty` if positive, else multiplied; `excluded` at -inf."""
+    scores = scores.astype(np.result_type(scores, np.float32), copy=False)
+    penalised = penalty != 1 and len(history) > 0
+    if penalised or excluded:
+        scores = scores.copy()
+    if penalised:
+        seen = np.asarray(history, dtype=np.intp)
+        seen = seen[seen < len(scores)]  # a padded model's prompt may hold ids that its tokenizer lacks
+        old, factor = scores[seen], _float32(penalty)
+        scores[seen] = np.where(old > 0, old / factor, old * factor)
+    if excluded:
+        scores[list(excluded)] = -np.inf
     return scores
 
 
-def _largest(values: npt.NDArray[Any], k: int | None) -> Ids:
-    """Indices of the `k` largest values in ascending order; of equal ones the first are taken."""
-    if k is None or k >= len(values):
-        return np.arange(len(values))
-    smallest_kept = np.partition(values, len(values) - k)[len(values) - k]
-    above, equal = np.flatnonzero(values > smallest_kept), np.flatnonzero(values == smallest_kept)
-    return np.sort(np.concatenate([above, equal[: k - len(above)]]))
+def _largest(scores: npt.NDArray[Any], k: int) -> Ids:
+    """Indices of the `k` largest in ascending order; of equal ones the first are taken."""
+    near, rows = None, min(64, len(scores) // (2 * k))
+    if rows > 1:
+        # as many scores reach the k-th largest of the columns' maxima, and hardly more: only those are looked at
+        columns = len(scores) // rows
+        maxima = scores[: rows * columns].reshape(rows, columns).max(axis=0)
+        near = np.flatnonzero(scores >= _kth(maxima, k))
+        scores = scores[near]
+    smallest = _kth(scores, k)
+    kept = scores > smallest
+    kept[np.flatnonzero(scores == smallest)[: k - np.count_nonzero(kept)]] = True
+    return _of(near, np.flatnonzero(kept))
 
 
-def _nucleus(probabilities: Probabilities, p: float) -> Ids:
-    """Indices, in ascending order, of the fewest most probable entries whose sum reaches `p`."""
-    # Entries below this have less than 1 - p together, so none of them is needed: few are left to be sorted.
-    needed = probabilities[probabilities >= (1 - p) / len(probabilities)]
-    descending = np.sort(needed)[::-1]
-    before = descending.cumsum() - descending
-    return _largest(probabilities, max(1, int((before < p).sum())))
+def _kth(values: npt.NDArray[Any], k: int) -> Any:
+    """The `k`-th largest."""
+    return np.partition(values, len(values) - k)[len(values) - k]
 
 
-def _normalised(probabilities: Probabilities) -> Probabilities:
-    return probabilities / probabilities.sum()
+def _nucleus(logits: npt.NDArray[Any], memory: npt.NDArray[Any], p: float, least: float) -> Ids:
+    """Indices, in ascending order, of the fewest most probable tokens whose probabilities reach `p`.
+
+    `logits` has 0 as its maximum; tokens below `least` may be left out, as what comes next drops them. Of equal tokens
+    the first are taken. A histogram finds the bin in which `p` is reached, and only that bin is sorted.
+    """
+    total = float(np.exp(logits, out=memory).sum())
+    # tokens below the floor have less than 1 - p together, so none of them is needed
+    floor = min(max(math.log((1 - p) * total / len(logits)), least), -1.0)
+    needed = np.flatnonzero(logits >= floor)
+    logits = logits[needed]
+    weights = np.exp(logits)
+    bins = (logits * ((_BINS - 1) / floor)).astype(np.int32)  # the best token's is 0
+    mass = np.bincount(bins, weights=weights).astype(np.float64)
+    cut, rest = _reach(mass, p * total)
+    edge = np.flatnonzero(bins == cut)
+    edge = edge[np.argsort(-weights[edge], kind="stable")]
+    last, _ = _reach(weights[edge].astype(np.float64), rest)
+    kept = bins < cut
+    kept[edge[: last + 1]] = True
+    return needed[np.flatnonzero(kept)]  # faster than by a mask that the processor cannot foresee
+
+
+def _reach(weights: Probabilities, target: float) -> tuple[int, float]:
+    """The index of the weight with which the running sum reaches `target`, and what was left of it there."""
+    cumulative = weights.cumsum()
+    index = min(int(np.searchsorted(cumulative, target)), len(weights) - 1)
+    return index, target - (float(cumulative[index - 1]) if index else 0.0)
+
+
+def _of(ids: Ids | None, index: Ids) -> Ids:
+    """`ids` at `index`, where None is every id."""
+    return index if ids is None else ids[index]
+
+
+def _float32(value: float) -> np.float32:
+    """The nearest one above 0 and below infinity."""
+    limits = np.finfo(np.float32)
+    return np.float32(min(max(value, float(limits.tiny)), float(limits.max)))

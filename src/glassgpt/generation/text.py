@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from glassgpt.generation.decoder import Decoder
@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from glassgpt.language_model import LanguageModel
 
 
-class _BatchKeywords(GenerationKeywords, total=False):
+class _Keywords(GenerationKeywords, total=False):
+    on_overflow: Callable[[int], None] | None
+
+
+class _BatchKeywords(_Keywords, total=False):
     seeds: Sequence[int | None]
 
 
 @overload
 def complete(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
-    model: LanguageModel | Decoder, tokenizer: Tokenizer, prompts: str, **options: Unpack[GenerationKeywords]
+    model: LanguageModel | Decoder, tokenizer: Tokenizer, prompts: str, **options: Unpack[_Keywords]
 ) -> Completion: ...
 @overload
 def complete(
@@ -36,6 +40,7 @@ def complete(
     prompts: str | Sequence[str | Sequence[int]],
     *,
     seeds: Sequence[int | None] | None = None,
+    on_overflow: Callable[[int], None] | None = None,
     **options: Unpack[GenerationKeywords],
 ) -> Completion | list[Completion]:
     """Continue each prompt, a text or token ids; prompts may differ in length and are decoded together.
@@ -45,12 +50,14 @@ def complete(
     `options` are the fields of `Generation`; `seeds` gives each row its own. A row draws its own random numbers, so its
     text depends on its own prompt and seed, up to rounding: where two tokens are all but equally likely, the sums of
     another batch size may choose the other. A row ends at `max_new_tokens`, at a `stop` text (left out) or at the end
-    of text. `model` may be a decoder, which must have no live rows.
+    of text. `on_overflow` is called with the context length at each row's first token that is not computed from all of
+    its text, because `overflow` took effect. `model` may be a decoder, which must have no live rows.
 
     Raises `ValueError` for values out of range, before any computation.
     """
     one = isinstance(prompts, str)
-    rows, capacity = _rows(model, tokenizer, [prompts] if isinstance(prompts, str) else prompts, seeds, options)
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    rows, capacity = _rows(model, tokenizer, prompts, seeds, on_overflow, options)
     for _ in _run(model, rows, capacity):
         pass
     completions = [row.completion() for row in rows]
@@ -59,7 +66,7 @@ def complete(
 
 @overload
 def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
-    model: LanguageModel | Decoder, tokenizer: Tokenizer, prompt: str, **options: Unpack[GenerationKeywords]
+    model: LanguageModel | Decoder, tokenizer: Tokenizer, prompt: str, **options: Unpack[_Keywords]
 ) -> str: ...
 @overload
 def generate(
@@ -78,7 +85,7 @@ def stream(
     model: LanguageModel | Decoder,
     tokenizer: Tokenizer,
     prompt: str | Sequence[int],
-    **options: Unpack[GenerationKeywords],
+    **options: Unpack[_Keywords],
 ) -> Iterator[str]:
     """The text that follows `prompt`, piece by piece as it is generated, never half a character.
 
@@ -93,10 +100,11 @@ def stream_rows(
     prompts: Sequence[str | Sequence[int]],
     *,
     seeds: Sequence[int | None] | None = None,
+    on_overflow: Callable[[int], None] | None = None,
     **options: Unpack[GenerationKeywords],
 ) -> Iterator[tuple[int, str]]:
     """As `stream` for several prompts, decoded together: (number of the prompt, piece of its text)."""
-    rows, capacity = _rows(model, tokenizer, prompts, seeds, options)
+    rows, capacity = _rows(model, tokenizer, prompts, seeds, on_overflow, options)
     return ((number, piece) for number, piece in _run(model, rows, capacity) if piece)
 
 
@@ -123,7 +131,7 @@ def check_fits(model: LanguageModel | Decoder, n_prompt: int, generation: Genera
         raise ValueError(
             f"a prompt of {n_prompt} tokens and {generation.max_new_tokens} new ones exceed "
             f"the context length of {model.context_length}: ask for fewer, shorten the prompt, or choose "
-            "overflow 'slide'"
+            "overflow 'shift' or 'slide'"
         )
 
 
@@ -141,6 +149,7 @@ def _rows(
     tokenizer: Tokenizer,
     prompts: Sequence[str | Sequence[int]],
     seeds: Sequence[int | None] | None,
+    on_overflow: Callable[[int], None] | None,
     options: Mapping[str, Any],
 ) -> tuple[list[Row], int]:
     """The rows, and the number of tokens that the longest of them can reach."""
@@ -150,7 +159,8 @@ def _rows(
     rows = []
     for number, prompt in enumerate(prompts):
         ids = prompt_ids(model, tokenizer, prompt)
-        rows.append(Row(ids, tokenizer, generation if seeds is None else generation.replace(seed=seeds[number])))
+        own = generation if seeds is None else generation.replace(seed=seeds[number])
+        rows.append(Row(ids, tokenizer, own, on_overflow))
     longest = max((row.n_prompt for row in rows), default=0)
     check_fits(model, longest, generation)
     return rows, longest + generation.max_new_tokens
