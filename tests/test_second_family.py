@@ -110,7 +110,7 @@ def model() -> Modern:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_it_trains(model: Modern, optimizer: str) -> None:
-    settings = Settings(steps=60, warmup_steps=5, optimizer=optimizer, learning_rate=3e-3, batch_size=4)
+    settings = Settings(steps=60, warmup_steps=5, optimizer=optimizer, learning_rate=3e-3, batch_size=4).resolved(60)
     objective, optimizers = NextTokenLoss(model.train()), build_optimizers(model, settings)
     ids = torch.arange(CONTEXT + 1).repeat(4, 1) * 7 % VOCAB
     losses = [take_step(objective, optimizers, (ids[:, :-1], ids[:, 1:]), step, settings)[0] for step in range(60)]
