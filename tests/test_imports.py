@@ -304,3 +304,9 @@ def test_this_machine_is_open_to_tests() -> None:
                 client.sendall(b"x")
                 assert accepted.recv(1) == b"x"
                 accepted.close()
+
+
+def test_the_public_names_are_listed_before_they_are_used() -> None:
+    """In a fresh process, since a name that was used is in the module."""
+    code = "import glassgpt; print(sorted(set(dir(glassgpt)) - {'__version__'}) == sorted(glassgpt.__all__))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"

@@ -44,6 +44,11 @@ __all__ = [  # noqa: RUF022 - in the order of the documentation
 ]  # fmt: skip
 
 
+def __dir__() -> list[str]:
+    """What is public, for those who press Tab: a name is imported only when it is used."""
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -369,6 +369,7 @@ def test_sizes_are_picked_and_said(tmp_path: Path, text: Path) -> None:
     train([text], tmp_path / "run", progress=Listen(), **settings)
     together = "\n".join(said)
     assert "shape: nano" in together
+    assert "in 1 document, every" in together
     assert "tokenizer: BPE" in together
     assert "parameters" in together
 
@@ -728,6 +729,14 @@ def test_weights_read_in_shorter_blocks_lose_only_positions(tmp_path: Path, text
     first, _ = load_model(tmp_path / "still" / "checkpoints" / "step-00000000")
     assert torch.equal(first.pos_emb.weight, model.pos_emb.weight[:5])
     assert torch.equal(first.tok_emb.weight, model.tok_emb.weight)
+
+
+def test_the_epochs_of_the_log_are_those_of_the_result(tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("only a few words, and then a few more")
+    result = train([path], tmp_path / "run", shape="nano", tokenizer="byte", **SETTINGS)
+    epochs = [record["epoch"] for record in read_log(tmp_path / "run") if record["kind"] == "evaluation"]
+    assert epochs[-1] == pytest.approx(result.epochs, abs=1e-4)
 
 
 def test_fields_of_the_shape_and_a_tiny_text(tmp_path: Path) -> None:

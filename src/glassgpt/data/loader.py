@@ -68,10 +68,6 @@ class BatchLoader:
         starts = [self._starts(int(epoch))[block] for epoch, block in zip(epochs, blocks, strict=True)]
         return _gather(self.tokens, np.array(starts), self.context_length)
 
-    def epoch(self, step: int) -> float:
-        """How many times the steps before `step` went through the tokens."""
-        return step * self.batch_size / self.blocks_per_epoch
-
     def _starts(self, epoch: int) -> npt.NDArray[np.int64]:
         """Where the blocks of an epoch start, in the order they are used."""
         if self._starts_of is None or self._starts_of[0] != epoch:

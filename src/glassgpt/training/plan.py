@@ -59,13 +59,19 @@ def planned(
         within = f" and {time_text(minutes)}" if minutes else ""
         choices.append(f"shape: {name}, for {n_bytes:,} bytes of text{within}")
     if result.config.drop_rate != config.drop_rate:
-        choices.append(
-            f"dropout: {result.config.drop_rate:g}, for {result.parameters_per_token():.2g} parameters per token"
-        )
+        choices.append(_dropout_line(result, steps))
     if line:
         choices.append(line)
     choices.append(f"the text is read {result.epochs(steps):.1f} times (epochs)")
     return result
+
+
+def _dropout_line(result: Prepared, steps: int) -> str:
+    """What the dropout is, and which of the two numbers that `choose_dropout` asks for decided it."""
+    ratio = result.parameters_per_token()
+    if result.config.drop_rate == 0 and ratio >= 1:
+        return f"dropout: 0, for a text that is read {result.epochs(steps):.1f} times"
+    return f"dropout: {result.config.drop_rate:g}, for {ratio:{',.0f' if ratio >= 10 else '.2g'}} parameters per token"
 
 
 def _with_steps(

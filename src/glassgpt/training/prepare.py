@@ -44,7 +44,8 @@ def prepare(
     train_part, validation_part = split_documents(documents)
     if not (train_part and validation_part):
         raise ValueError(f"your text is {n_bytes} bytes, too short to keep a tenth of it for validation: add text")
-    choices.append(f"text: {n_bytes:,} bytes in {len(documents):,} documents, every tenth byte for validation")
+    noun = "document" if len(documents) == 1 else "documents"
+    choices.append(f"text: {n_bytes:,} bytes in {len(documents):,} {noun}, every tenth byte for validation")
     tokenizer = start.tokenizer if start else request.tokenizer
     if not isinstance(tokenizer, Tokenizer):
         vocab_size = request.config.get("vocab_size")

@@ -167,7 +167,7 @@ def _run(prepared: Prepared, trainee: Trainee, state: RunState, out: Path, progr
             if state.evaluated < step and (prepared.is_due(step) or last or stopping()):
                 if stopping():
                     writer.message("stopping: the model is measured and saved first; Ctrl-C again does not wait")
-                state = writer.measure_and_save(trainee, state, loader.epoch(step))
+                state = writer.measure_and_save(trainee, state, prepared.epochs(step))
                 saved_step, saved_at = step, time.monotonic()
             elif step > saved_step and 0 < 60 * settings.save_minutes <= time.monotonic() - saved_at:
                 writer.save(trainee, state)
