@@ -75,6 +75,7 @@ GROUPS = (
         "Generate text",
         (
             "generation.text:generate",
+            "generation.cpu.load:load_decoder",
             "generation.text:complete",
             "generation.text:stream",
             "generation.options:Generation",

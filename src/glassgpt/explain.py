@@ -105,11 +105,12 @@ def plot_attention(maps: Tensor, labels: Sequence[str], layer: int | None = None
     layer or head that there is not.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and not before it is needed
+    from matplotlib.colors import PowerNorm  # the square root: small weights, which most are, can be told apart
     from matplotlib.figure import Figure
 
     layers, heads = (_picked(*asked) for asked in (("layer", layer, len(maps)), ("head", head, maps.shape[1])))
     n_tokens = maps.shape[-1]
-    shown = [repr(label)[1:-1][:16] for label in labels]
+    shown = [repr(label)[1:-1][:16] if label.strip(" ") else "␣" * len(label) for label in labels]
     panel = min(max(_PANEL, _LABEL * n_tokens), _PAGE / max(len(layers), len(heads)))
     every = math.ceil(_LABEL * n_tokens / panel)
     places = range(0, n_tokens, every)
@@ -123,7 +124,7 @@ def plot_attention(maps: Tensor, labels: Sequence[str], layer: int | None = None
         for j, head in enumerate(heads):
             left, bottom = 0.3 + j * column + margin, height - (i + 1) * row + margin
             axes = figure.add_axes((left / width, bottom / height, panel / width, panel / height))
-            axes.imshow(maps[layer, head].cpu().float().numpy(), cmap="Blues", vmin=0, vmax=1)
+            axes.imshow(maps[layer, head].cpu().float().numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 1))
             axes.set_title(f"layer {layer} head {head}", fontsize=9)
             ticks = [shown[place] for place in places]
             axes.set_xticks(places, ticks, rotation=90, fontsize=8, parse_math=False)

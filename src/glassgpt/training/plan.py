@@ -89,8 +89,11 @@ def _with_steps(
             config = config.replace(drop_rate=choose_dropout(ratio, prepared.epochs(most)))
         timed = dataclasses.replace(prepared, config=config)
         speed = measure_speed(timed, settings, device, min(2.0, 0.05 * minutes * 60))
-        spent = min(time.monotonic() - request.began, 30 * minutes)  # half of the time at least is for training
+        passed = time.monotonic() - request.began
+        spent = min(passed, 30 * minutes)  # half of the time at least is for training
         settings, line = settings_for(minutes * 60, spent, speed, settings, config.n_parameters(), most)
+        if passed > spent:
+            line += f"; reading the text took {passed:.0f} seconds, of which only half of the time is counted"
     assert settings.steps is not None and settings.eval_every is not None
     if picks_dropout:
         config = config.replace(drop_rate=choose_dropout(ratio, prepared.epochs(settings.steps)))
