@@ -49,7 +49,7 @@ def check_story(told: str, out: Path) -> None:
     assert verdict == ("below" if float(measured) < float(bigram) else "not below")
     rungs = re.findall(r"^ +([\d,]+) tokens/s +([\d.]+) x  (\w+)", told, re.M)
     assert rungs[0][1] == "1.0"
-    assert [name for _, _, name in rungs] == ["naive", "cached"]
+    assert [name for _, _, name in rungs] == ["naive", "cached", "compiled"]
     assert "  identical tokens: yes\n" in told
     assert (out / "loss.png").exists()
     assert f"{out}/loss.png" in told

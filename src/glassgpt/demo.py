@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -151,6 +152,15 @@ def _speed_ladder(model: GPTModel, tokenizer: Tokenizer, say: Callable[[str], No
         ("cached: each token once", CachedDecoder(long)),
     ]
     say(f"The speed ladder, {tokens} tokens after the same prompt:")
+    with contextlib.suppress(ImportError):  # without Numba the ladder is shorter
+        from glassgpt.generation.cpu.load import compiled_decoder
+
+        rungs.append(
+            (
+                "compiled: the same in kernels for this CPU",
+                compiled_decoder(long, message=lambda text: say(f"  {text}")),
+            )
+        )
     texts, rates = [], []
     for name, decoder in rungs:
         start = time.perf_counter()
@@ -158,7 +168,7 @@ def _speed_ladder(model: GPTModel, tokenizer: Tokenizer, say: Callable[[str], No
         rates.append(len(ids) / (time.perf_counter() - start))
         texts.append(ids)
         say(f"  {rates[-1]:>8,.0f} tokens/s  {rates[-1] / rates[0]:>5.1f} x  {name}")
-    say(f"  identical tokens: {'yes' if texts[0] == texts[1] else 'NO'}")
+    say(f"  identical tokens: {'yes' if all(text == texts[0] for text in texts) else 'NO'}")
 
 
 def _stretched(model: GPTModel) -> GPTModel:

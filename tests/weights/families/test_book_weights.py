@@ -192,7 +192,10 @@ def test_the_number_of_heads_is_asked_for_unless_the_width_is_gpt2s(
 ) -> None:
     """It leaves no trace in the tensors: a wrong guess would load and compute something else."""
     path = saved(tmp_path, the_books(emb_dim=128, n_heads=2, n_layers=1).state_dict())
-    with pytest.raises(ValueError, match=r"model\.pth: the number of heads is not in the file: give n_heads, or import the file with it once$"):
+    with pytest.raises(
+        ValueError,
+        match=r"model\.pth: the number of heads is not in the file: give n_heads, or import the file with it once$",
+    ):
         read_model(path)
     with pytest.raises(ValueError, match=r"model\.pth: emb_dim 128 is not divisible by n_heads 5: use n_heads 4"):
         read_model(path, n_heads=5)

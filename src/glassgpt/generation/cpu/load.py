@@ -53,6 +53,18 @@ def load_decoder(
             f"{path}: the tokenizer has {tokenizer.n_vocab} tokens, the model {packed.config.vocab_size}; "
             "they do not belong together"
         )
+    return _ready(packed, message), tokenizer
+
+
+def compiled_decoder(
+    model: Any, precision: str = "float32", message: Callable[[str], None] | None = None
+) -> CPUDecoder:
+    """A CPU decoder of a `GPTModel` in memory, whose weights are copied; `precision` and `message` as above."""
+    return _ready(pack_model(model, precision), message)
+
+
+def _ready(packed: Packed, message: Callable[[str], None] | None) -> CPUDecoder:
+    """A decoder whose code is compiled."""
     if message is not None and not is_compiled():
         message("compiling for this machine, once: about 20 seconds")
     decoder = CPUDecoder(packed)
@@ -60,7 +72,7 @@ def load_decoder(
         decoder.read([0])
     except numba.core.errors.NumbaError as error:
         raise NotImplementedError(one_line(f"the kernels cannot be compiled here ({error})")) from error
-    return decoder, tokenizer
+    return decoder
 
 
 def pack_model(model: Any, precision: str = "float32") -> Packed:

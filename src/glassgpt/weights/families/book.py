@@ -113,7 +113,9 @@ def _config_of(state: TensorSource, path: Path, n_heads: int | None) -> GPTConfi
         raise ValueError(f"{path} has no two-dimensional tok_emb.weight and pos_emb.weight") from None
     if n_heads is None:
         if emb_dim not in _HEADS:
-            raise ValueError(f"{path}: the number of heads is not in the file: give n_heads, or import the file with it once")
+            raise ValueError(
+                f"{path}: the number of heads is not in the file: give n_heads, or import the file with it once"
+            )
         n_heads = _HEADS[emb_dim]
         _log.warning(
             "%s does not say its number of heads: %d are assumed, as in GPT-2 of this width; give n_heads if it was "
