@@ -10,7 +10,7 @@ import torch
 from glassgpt import GPTConfig, GPTModel, Tokenizer, save_model
 from glassgpt.config import PRESETS, preset
 from glassgpt.training.request import Request
-from glassgpt.training.settings import LEARNING_RATE, Settings
+from glassgpt.training.settings import LEARNING_RATE, MUON_LEARNING_RATE, Settings
 
 CPU = torch.device("cpu")
 
@@ -84,9 +84,10 @@ def test_weights_come_with_their_tokenizer_and_a_lower_rate(tmp_path: Path, mode
     assert start is not None
     assert start.name == str(tmp_path)
     assert start.tokenizer.fingerprint == Tokenizer.bytes_().fingerprint
-    assert asked.checked(CPU).learning_rate == pytest.approx(LEARNING_RATE / 10)
-    assert request().checked(CPU).learning_rate == LEARNING_RATE
-    assert request(model=tmp_path, settings={"learning_rate": 1.0}).checked(CPU).learning_rate == 1.0
+    assert Settings().with_rates(start.model.n_parameters()).learning_rate == pytest.approx(LEARNING_RATE / 3)
+    assert Settings().with_rates(124_000_000).muon_learning_rate == pytest.approx(MUON_LEARNING_RATE / 10)
+    assert Settings().with_rates().learning_rate == LEARNING_RATE
+    assert Settings(learning_rate=1.0).with_rates(124_000_000).learning_rate == 1.0
     assert Settings(freeze="embedding").freeze == ("embedding",)
 
 

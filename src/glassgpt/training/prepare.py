@@ -33,7 +33,7 @@ def prepare(
     `start` are the weights to begin with. `out` is where the run will be: no text may lie there. Raises `ValueError`
     and `FileNotFoundError`.
     """
-    settings = request.checked(device)
+    settings = request.checked(device).with_rates(start.model.n_parameters() if start else None)
     choices: list[str] = []
     for text in request.texts:
         if Path(text).resolve().is_relative_to(out.resolve()):

@@ -65,7 +65,7 @@ class Request:
             self._check_model()
         elif self.shape is not None:
             self.shapes(0)
-        return settings.with_rates(from_weights=self.model is not None)
+        return settings
 
     def _check_model(self) -> None:
         if self.shape is not None:

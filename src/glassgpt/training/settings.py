@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Self, TypedDict
 
 from glassgpt.config import ROLES
@@ -14,8 +15,9 @@ KEEP = ("best", "last")
 DEFAULT_EVAL_BATCHES = 20
 
 LEARNING_RATE, MUON_LEARNING_RATE = 4e-3, 0.02
-"""Of a model from scratch; docs/fine_tuning.md has what was measured for one that begins with weights."""
-_FROM_WEIGHTS = 10
+"""Of a model from scratch."""
+_PARTS = ((50e6, 1 / 3), (math.inf, 1 / 10))
+"""Of these, for a run that begins with weights, up to so many parameters: see docs/small_texts.md."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,14 +43,14 @@ class Settings(Options):
         "peak learning rate of AdamW",
         unit="rate",
         above=0,
-        derived=f"{LEARNING_RATE:g}, from weights {LEARNING_RATE / _FROM_WEIGHTS:g}",
+        derived=f"{LEARNING_RATE:g}, from weights a third of it, and a tenth above 50 million parameters",
     )
     muon_learning_rate: float | None = option(
         None,
         "peak learning rate of Muon",
         unit="rate",
         above=0,
-        derived=f"{MUON_LEARNING_RATE:g}, from weights {MUON_LEARNING_RATE / _FROM_WEIGHTS:g}",
+        derived=f"{MUON_LEARNING_RATE:g}, from weights as above",
     )
     freeze: tuple[str, ...] = option(
         (),
@@ -136,9 +138,9 @@ class Settings(Options):
         assert self.eval_batches is not None, "settings must be resolved first"
         return self.eval_batches * self.batch_size
 
-    def with_rates(self, *, from_weights: bool) -> Self:
-        """With the learning rates that were left to be derived: lower ones for a run that begins with weights."""
-        part = 1 / _FROM_WEIGHTS if from_weights else 1
+    def with_rates(self, n_parameters: int | None = None) -> Self:
+        """With the learning rates that were left to be derived: lower ones from weights of so many parameters."""
+        part = 1.0 if n_parameters is None else next(part for most, part in _PARTS if n_parameters <= most)
         return dataclasses.replace(
             self,
             learning_rate=self.learning_rate or LEARNING_RATE * part,
@@ -148,7 +150,7 @@ class Settings(Options):
     def resolved(self, steps: int) -> Self:
         """For a run of `steps`: what was left to be derived is filled in; the rates are those of a new model."""
         return dataclasses.replace(
-            self.with_rates(from_weights=False),
+            self.with_rates(),
             steps=steps,
             warmup_steps=min(100, max(1, steps // 20)) if self.warmup_steps is None else self.warmup_steps,
             eval_every=max(1, -(-steps // 8)) if self.eval_every is None else self.eval_every,

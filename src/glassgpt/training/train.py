@@ -68,7 +68,7 @@ def train(
     one of "gpt2", "bpe", "char" and "byte", a directory, or a `Tokenizer`; None is a BPE trained on the text.
 
     With `model`, a `GPTModel` or what `load_model` takes, training goes on from its weights, which are copied, with its
-    own tokenizer (give it for a `GPTModel`), a tenth of the learning rate, and of `config` only `context_length`,
+    own tokenizer (give it for a `GPTModel`), a lower learning rate, and of `config` only `context_length`,
     which may be shorter, `drop_rate` and `attention`.
 
     `settings` are the fields of `Settings`; `minutes` sets `steps` from a short measurement instead. `text_fields` are
