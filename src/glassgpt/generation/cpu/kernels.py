@@ -22,7 +22,7 @@ from numba.extending import intrinsic, overload
 
 from glassgpt.generation.cpu.tiles import COLUMNS, GROUP, ROWS, WEIGHT_ROWS, tile
 
-_tile_1x1, _tile_1xw, _tile_1x2w = tile(1, 1), tile(1, WEIGHT_ROWS), tile(1, 2 * WEIGHT_ROWS)
+_tile_1x1, _tile_1xw = tile(1, 1), tile(1, WEIGHT_ROWS)
 _tile_xx1, _tile_xxw = tile(ROWS, 1), tile(ROWS, WEIGHT_ROWS)
 
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
@@ -58,12 +58,6 @@ def products(
         many = n_x - i >= ROWS
         xa = x_base + 4 * (x_at + i * x_stride)
         j = 0
-        if not many:
-            while n_w - j >= 2 * WEIGHT_ROWS:  # as many sums as hide how long each addition takes
-                oa = out_base + 4 * (out_at + i * out_stride + j)
-                wa, sa = w_at + j * w_stride, scales_at + j * scales_stride
-                _tile_1x2w(xa, x_stride, w, wa, w_stride, scales, sa, scales_stride, oa, out_stride, n)
-                j += 2 * WEIGHT_ROWS
         while j < n_w:
             oa = out_base + 4 * (out_at + i * out_stride + j)
             wa, sa = w_at + j * w_stride, scales_at + j * scales_stride
