@@ -133,6 +133,10 @@ def _chat(arguments: argparse.Namespace) -> int:
         text += "\n"
 
 
+_unfinished: list[str] = []
+"""What stands at the beginning of a line that has no end yet."""
+
+
 def _overflow_note(policy: str) -> Callable[[int], None]:
     """Says once what becomes of a text that is longer than the context, and what that costs."""
     said = False
@@ -142,7 +146,7 @@ def _overflow_note(policy: str) -> Callable[[int], None]:
         if said:
             return
         said = True
-        if sys.stdout.isatty() and sys.stderr.isatty():
+        if _unfinished and sys.stdout.isatty() and sys.stderr.isatty():
             print(flush=True)  # the text so far ends in the middle of a line
         least = context_length // 2 + 1
         stride = context_length + 1 - least
@@ -165,10 +169,12 @@ def _printed(shown: str, pieces: Iterator[str]) -> Iterator[str]:
     show = visible if sys.stdout.isatty() else str
     sys.stdout.write(show(shown))
     sys.stdout.flush()
+    _unfinished.append(shown)
     try:
         for piece in pieces:
             sys.stdout.write(show(piece))
             sys.stdout.flush()
             yield piece
     finally:
+        _unfinished.clear()
         sys.stdout.write("\n")  # after Ctrl-C, too: what comes next begins a line
