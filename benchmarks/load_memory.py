@@ -23,8 +23,8 @@ from torch import Tensor
 
 from glassgpt import GPTConfig, GPTModel, Tokenizer
 from glassgpt.config import PRESETS
-from glassgpt.weights.families.gpt2_names import to_gpt2_names
 from glassgpt.weights.families.config_json import to_config_json
+from glassgpt.weights.families.gpt2_names import to_gpt2_names
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "weights"))
 import tensorflow_writer as tf

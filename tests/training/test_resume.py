@@ -194,7 +194,7 @@ def test_a_run_that_goes_on_is_not_stopped_by_the_rise_of_its_rate(tmp_path: Pat
     out = tmp_path / "run"
     broken(text, out, patience=2)
     assert "changed: steps 20 -> 38, patience 2 -> 0" in said(out, minutes=0.5)
-    assert "changed: steps 36 -> 53, patience 0 -> 1" in said(out, minutes=0.8, patience=1)
+    assert "changed: steps 38 -> 53, patience 0 -> 1" in said(out, minutes=0.8, patience=1)
     assert "changed: steps 53 -> 60, patience 1 -> 0" in said(out, steps=60)
     assert "changed: steps 60 -> 70, patience 0 -> 2" in said(out, steps=70, patience=2)
     assert "changed: steps 70 -> 30" in said(out, steps=30)  # sooner, so the rate falls
