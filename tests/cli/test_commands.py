@@ -563,12 +563,17 @@ def test_what_happens_past_the_context_is_said_once(
 def test_on_a_terminal_what_is_said_begins_a_line(
     glass: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    longer = ("generate", "model", "ab", "--seed", 1, "--ignore-eot", "--max-new-tokens", 60)
+    plain = glass(*longer)[1]
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(f"sys.{name}.isatty", lambda: True)
     options = ("generate", "model", "·" * 40, "--seed", 1, "--ignore-eot", "--max-new-tokens", 1)
     code, printed, errors = glass(*options)
     assert (code, errors) == (0, SHIFTS)
-    assert printed.lstrip("\n").startswith("·" * 40)
+    assert printed.startswith("·" * 40), "it is said before the text, which begins a line then"
+    code, printed, errors = glass(*longer)
+    assert (code, errors) == (0, SHIFTS)
+    assert printed.count("\n") == plain.count("\n") + 1, "the line that was being written is ended first"
 
 
 def test_what_goes_to_a_terminal_cannot_command_it(

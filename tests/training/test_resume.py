@@ -139,8 +139,8 @@ def test_the_view_is_given_the_past(tmp_path: Path, text: Path) -> None:
 
 
 def test_progress_does_nothing_with_it() -> None:
-    Progress().history([])
-    Progress().saved(3)
+    assert Progress().history([]) is None
+    assert Progress().saved(3) is None
 
 
 # ---- more minutes ----------------------------------------
