@@ -14,6 +14,7 @@ from glassgpt.training.choose import choose_dropout, choose_epochs, early_evalua
 from glassgpt.training.measure import measure_speed, settings_for, time_text
 from glassgpt.training.records import Prepared
 from glassgpt.training.request import Request
+from glassgpt.training.settings import Settings
 
 DEFAULT_MINUTES = 5.0
 _ENOUGH_STEPS = 400  # fewer teach a larger model less than a smaller one learns in the same time
@@ -78,28 +79,53 @@ def _with_steps(
     prepared: Prepared, name: str, request: Request, minutes: float | None, device: torch.device
 ) -> tuple[Prepared, str]:
     """With a number of steps, when to measure, the dropout where that is to be picked; and a line on the steps."""
-    settings, config, line = prepared.settings, prepared.config, ""
-    picks_dropout, ratio = name and "drop_rate" not in request.config, prepared.parameters_per_token()
+    regular, line = prepared.settings.eval_every is not None, ""
+    picks_dropout = bool(name) and "drop_rate" not in request.config
     if minutes is None:
-        assert settings.steps is not None
-        settings = settings.resolved(settings.steps)
+        assert prepared.settings.steps is not None
+        prepared = dataclasses.replace(prepared, settings=prepared.settings.resolved(prepared.settings.steps))
+        if picks_dropout:
+            prepared = _with_dropout(prepared, _steps(prepared))
     else:
-        most = _most_steps(prepared)
-        if picks_dropout:  # it takes time: what is measured is what the longest run would have
-            config = config.replace(drop_rate=choose_dropout(ratio, prepared.epochs(most)))
-        timed = dataclasses.replace(prepared, config=config)
-        speed = measure_speed(timed, settings, device, min(2.0, 0.05 * minutes * 60))
-        passed = time.monotonic() - request.began
-        spent = min(passed, 30 * minutes)  # half of the time at least is for training
-        settings, line = settings_for(minutes * 60, spent, speed, settings, config.n_parameters(), most)
-        if passed > spent:
-            line += f"; reading the text took {passed:.0f} seconds, of which only half of the time is counted"
-    assert settings.steps is not None and settings.eval_every is not None
-    if picks_dropout:
-        config = config.replace(drop_rate=choose_dropout(ratio, prepared.epochs(settings.steps)))
-    regular = prepared.settings.eval_every is not None
-    early = () if regular else early_evaluations(settings.eval_every, 1 / prepared.epochs(1))
-    return dataclasses.replace(prepared, config=config, settings=settings, early=early), line
+        untimed, most = prepared.settings, _most_steps(prepared)
+        if picks_dropout:
+            prepared = _with_dropout(prepared, most)
+        dropout = prepared.config.drop_rate
+        prepared, line = _timed(prepared, untimed, request, minutes, device)
+        if picks_dropout and (prepared := _with_dropout(prepared, _steps(prepared))).config.drop_rate < dropout:
+            # dropout takes a quarter of a step's time: without it there is room for more steps
+            prepared, line = _timed(prepared, untimed, request, minutes, device)
+    assert prepared.settings.eval_every is not None
+    early = () if regular else early_evaluations(prepared.settings.eval_every, 1 / prepared.epochs(1))
+    return dataclasses.replace(prepared, early=early), line
+
+
+def _timed(
+    prepared: Prepared, untimed: Settings, request: Request, minutes: float, device: torch.device
+) -> tuple[Prepared, str]:
+    """With the steps that fit into what is left of the minutes, by a measurement; and a line on them."""
+    speed = measure_speed(
+        dataclasses.replace(prepared, settings=untimed), untimed, device, min(2.0, 0.05 * minutes * 60)
+    )
+    passed = time.monotonic() - request.began
+    spent = min(passed, 30 * minutes)  # half of the time at least is for training
+    settings, line = settings_for(
+        minutes * 60, spent, speed, untimed, prepared.config.n_parameters(), _most_steps(prepared)
+    )
+    if passed > spent:
+        line += f"; reading the text took {passed:.0f} seconds, of which only half of the time is counted"
+    return dataclasses.replace(prepared, settings=settings), line
+
+
+def _with_dropout(prepared: Prepared, steps: int) -> Prepared:
+    """With the dropout that suits a run of so many steps."""
+    dropout = choose_dropout(prepared.parameters_per_token(), prepared.epochs(steps))
+    return dataclasses.replace(prepared, config=prepared.config.replace(drop_rate=dropout))
+
+
+def _steps(prepared: Prepared) -> int:
+    assert prepared.settings.steps is not None
+    return prepared.settings.steps
 
 
 def _most_steps(prepared: Prepared) -> int:

@@ -1,0 +1,53 @@
+"""Small numbers for weights: groups of integers that share a scale."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+GROUP = 32
+"""Columns of a row that share a scale."""
+
+
+class Groups(NamedTuple):
+    """A matrix whose rows are cut into groups of `GROUP` columns, the last of which may be shorter."""
+
+    numbers: Array
+    """(rows, columns) int8: from -127 to 127 of 8 bits, from -8 to 7 of 4."""
+    scales: Array
+    """(rows, groups) float32, each of which a bfloat16 holds exactly."""
+
+    def to_float32(self) -> Array:
+        """The matrix that this stands for."""
+        return self.numbers * np.repeat(self.scales, GROUP, axis=1)[:, : self.numbers.shape[1]]
+
+
+def to_groups(matrix: Array, bits: int) -> Groups:
+    """A float32 (rows, columns) matrix in 8 or 4 bits.
+
+    Each group has its own scale, so a column that stands out costs its own group alone.
+    """
+    rows, columns = matrix.shape
+    whole = np.zeros((rows, -(-columns // GROUP) * GROUP), np.float32)
+    whole[:, :columns] = matrix
+    groups = whole.reshape(rows, -1, GROUP)
+    if bits == 8:
+        least, most = -127, 127
+        scales = np.abs(groups).max(axis=2) / np.float32(127)
+    else:  # the number that is largest without its sign becomes -8, of the numbers from -8 to 7
+        least, most = -8, 7
+        at = np.abs(groups).argmax(axis=2)
+        scales = np.take_along_axis(groups, at[:, :, None], axis=2)[:, :, 0] / np.float32(-8)
+    scales = _rounded_to_bfloat16(scales)
+    safe = np.where(scales == 0, np.float32(1), scales)
+    numbers = np.clip(np.rint(groups / safe[:, :, None]), least, most).astype(np.int8)
+    return Groups(numbers.reshape(rows, -1)[:, :columns], scales)
+
+
+def _rounded_to_bfloat16(numbers: Array) -> Array:
+    bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
