@@ -9,12 +9,20 @@ import numpy as np
 
 from glassgpt.config import NORM_EPS
 from glassgpt.generation.cpu import kernels
-from glassgpt.generation.cpu.forward import forward
-from glassgpt.generation.cpu.tiles import ROWS
-from glassgpt.generation.cpu.weights import Array, Packed
+from glassgpt.generation.cpu.forward import Room, forward, n_phases, new_room
+from glassgpt.generation.cpu.kernels import GELU_ERF, GELU_TANH
+from glassgpt.generation.cpu.numbers import Array, zeros
+from glassgpt.generation.cpu.team import Team, new_phases
+from glassgpt.generation.cpu.tiles import LANES, PANEL
+from glassgpt.generation.cpu.weights import Packed
 from glassgpt.generation.decoder import Decoder, Prefix, Row, Scores
 
-_NONE = np.zeros((1, 1), np.float32)
+_ROWS = 6
+"""Tokens of one row whose attention is computed together."""
+_ROOMS, _SMALL = 8, 64
+"""Sizes of steps whose room is kept for the next, and the most tokens that such a step has."""
+_ALONE = 2**21
+"""Multiplications that one thread does before a second one has woken up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +38,16 @@ class _Prefix:
 class CPUDecoder(Decoder):
     """Runs packed weights. In float32 a row's scores are equal bit for bit alone, in any batch and in any pieces.
 
-    Keys are (layers, slots, heads, capacity, width) and values, whose columns are tokens, (layers, slots, heads,
-    head_dim, capacity), both float32 and filled up with zeros; a live row lies in one slot.
+    Keys are (layers, slots, heads, panels of tokens, head_dim, `PANEL`), values (layers, slots, heads, tokens, width),
+    both float32; a live row lies in one slot.
     """
 
-    def __init__(self, packed: Packed, capacity: int | None = None) -> None:
+    def __init__(self, packed: Packed, capacity: int | None = None, threads: int = 1) -> None:
         """`capacity`: tokens a row may hold, at most the model's context length, which is the default."""
-        self._config, self._weights = packed.config, packed.weights
+        self._config, self._weights, self._offset = packed.config, packed.weights, packed.offset
+        self._team = Team(threads)
+        self._per_token = packed.config.n_parameters()
+        self._rooms: dict[tuple[int, int], Room] = {}
         self.vocab_size, self.weight_bytes = packed.config.vocab_size, packed.n_bytes
         self.context_length = min(capacity or packed.config.context_length, packed.config.context_length)
         self._keys, self._values = self._memory(0, self.context_length)
@@ -55,9 +66,10 @@ class CPUDecoder(Decoder):
         keys, values = self._memory(1, n_tokens)
         if after is not None:
             assert isinstance(after, _Prefix), "another decoder's prefix"
-            keys[:, :, :, :n_before] = after.keys[:, :, :, :n_before]
-            values[..., :n_before] = after.values[..., :n_before]
-        blocks = np.array([*range(0, len(tokens), ROWS), len(tokens)])
+            panels = -(-n_before // PANEL)
+            keys[:, :, :, :panels] = after.keys[:, :, :, :panels]
+            values[:, :, :, :n_before] = after.values[:, :, :, :n_before]
+        blocks = np.array([*range(0, len(tokens), _ROWS), len(tokens)])
         positions = np.arange(n_before, n_tokens)
         last = np.array([len(tokens) - 1])
         scores = self._forward(tokens, np.zeros_like(positions), positions, blocks, last, keys, values)
@@ -69,8 +81,9 @@ class CPUDecoder(Decoder):
         if not self._free:
             self._grow()
         slot, n = self._free.pop(), prefix.n_tokens
-        self._keys[:, slot, :, :n] = prefix.keys[:, 0, :, :n]
-        self._values[:, slot, :, :, :n] = prefix.values[:, 0, :, :, :n]
+        panels = -(-n // PANEL)
+        self._keys[:, slot, :, :panels] = prefix.keys[:, 0, :, :panels]
+        self._values[:, slot, :, :n] = prefix.values[:, 0, :, :n]
         self._slots.append(slot)
         self._lengths.append(n)
 
@@ -103,23 +116,33 @@ class CPUDecoder(Decoder):
         keys: Array,
         values: Array,
     ) -> Scores:
-        config = self._config
-        scores = np.empty((len(last), config.vocab_size), np.float32)
-        window = config.sliding_window or config.context_length
-        forward(
-            self._weights, config.n_heads, config.head_dim, window, np.float32(NORM_EPS), config.gelu == "erf",
-            np.array(tokens), slots, positions, blocks, last, keys, values, _NONE, scores,
+        config, size = self._config, (len(tokens), len(last))
+        room = self._rooms.get(size)
+        if room is None:
+            room = new_room(config, *size)
+            if len(self._rooms) < _ROOMS and size[0] <= _SMALL:
+                self._rooms[size] = room
+        scores = np.empty((len(last), kernels.filled(config.vocab_size)), np.float32)
+        arguments = (
+            new_phases(n_phases(config)), self._weights, room, config.n_heads, config.head_dim,
+            config.sliding_window or config.context_length, np.float32(NORM_EPS),
+            GELU_ERF if config.gelu == "erf" else GELU_TANH, self._offset,
+            np.array(tokens), slots, positions, blocks, last, keys, values, scores,
         )  # fmt: skip
-        return scores
+        if len(tokens) * self._per_token < _ALONE:
+            forward(*arguments)
+        else:
+            self._team.run(forward, *arguments)
+        return scores[:, : config.vocab_size]
 
     def _memory(self, n_slots: int, n_tokens: int) -> tuple[Array, Array]:
         """Room for the keys and values of so many rows and tokens."""
-        config, columns = self._config, kernels.filled(n_tokens)
+        config, panels = self._config, -(-n_tokens // PANEL)
         # zeros, not empty: a weight of 0 times the NaN that stale memory may hold is NaN
         shape = (config.n_layers, n_slots, config.n_heads)
         return (
-            np.zeros((*shape, n_tokens, kernels.filled(config.head_dim)), np.float32),
-            np.zeros((*shape, config.head_dim, columns), np.float32),
+            zeros((*shape, panels, config.head_dim, PANEL), np.float32),
+            zeros((*shape, n_tokens, kernels.filled(config.head_dim, LANES)), np.float32),
         )
 
     def _grow(self) -> None:

@@ -2,55 +2,99 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
+from glassgpt.config import GPTConfig
+from glassgpt.generation.cpu.compiled import compiled
 from glassgpt.generation.cpu.kernels import (
-    add,
+    ADD,
+    NOTHING,
+    Rows,
     attention,
-    compiled,
     embed,
-    gelu,
-    layer_norm,
+    filled,
     linear,
-    split_heads,
+    new_rows,
+    norms,
+    store,
+    to_bytes,
 )
-from glassgpt.generation.cpu.tiles import COLUMNS
+from glassgpt.generation.cpu.numbers import Array, zeros
+from glassgpt.generation.cpu.team import finish, take, wait
+
+
+class Room(NamedTuple):
+    """Where the activations of M tokens are while they pass through the layers, and of those that get scores."""
+
+    x: Array
+    """(M, d): what the layers add to."""
+    normed: Rows
+    qkv: Array
+    result: Array
+    wide: Rows
+    chosen: Array
+    chosen_normed: Rows
+    none: Rows
+    """For products without 8-bit activations."""
+
+
+def new_room(config: GPTConfig, n_tokens: int, n_scores: int) -> Room:
+    """Room for so many."""
+    d = config.emb_dim
+    return Room(
+        np.empty((n_tokens, d), np.float32),
+        new_rows(n_tokens, d),
+        zeros((n_tokens, filled(3 * d)), np.float32),
+        zeros((n_tokens, filled(d)), np.float32),
+        new_rows(n_tokens, 4 * d),
+        np.empty((n_scores, d), np.float32),
+        new_rows(n_scores, d),
+        new_rows(1, 1),
+    )
+
+
+def n_phases(config: GPTConfig) -> int:
+    """Phases of one call of `forward`, at most."""
+    return 4 + 10 * config.n_layers
 
 
 @compiled()
 def forward(
-    w, n_heads, head_dim, window, eps, is_erf, tokens, slots, positions, blocks, last, keys, values, none, scores
+    phases, w, room, n_heads, head_dim, window, eps, gelu, offset, tokens, slots, positions, blocks, last, keys, values,
+    scores,
 ):  # fmt: skip
     """`scores` of the next token after each of the `last` ones of M new tokens, whose keys and values are kept.
 
-    Token m belongs to the row in `slots[m]` and is its number `positions[m]`; `blocks` are the first tokens of groups
-    of neighbours in one row, and M. `w`: `weights.Weights`; `keys` and `values`: see `decoder.CPUDecoder`.
+    Called by each thread of a team (see `team.Team.run`). Token m belongs to the row in `slots[m]` and is its number
+    `positions[m]`; `blocks` are the first tokens of groups of neighbours in one row, and M. `w`: `weights.Weights`;
+    `offset`: what was added to integer weights, 0 for floats; `keys` and `values`: see `decoder.CPUDecoder`.
     """
-    M, d, n_ff = len(tokens), w.norm1_scale.shape[1], w.widen_bias.shape[1]
-    columns = (d + COLUMNS - 1) // COLUMNS * COLUMNS  # of what is multiplied: those beyond d stay 0
-    x, result = np.empty((M, d), np.float32), np.empty((M, d), np.float32)
-    normed = np.zeros((M, columns), np.float32)
-    qkv, q = np.empty((M, 3 * d), np.float32), np.zeros((M, n_heads, keys.shape[4]), np.float32)
-    wide = np.zeros((M, (n_ff + COLUMNS - 1) // COLUMNS * COLUMNS), np.float32)
+    x, normed, wide = room.x, room.normed, room.wide
+    p = embed(phases, 0, tokens, w.tokens, w.token_scales, positions, w.positions, x)
+    for n in range(len(w.qkv)):
+        p = norms(phases, p, x, w.norm1_scale[n], w.norm1_shift[n], eps, offset, normed)
+        p = linear(phases, p, normed, w.qkv[n], w.qkv_scales[n], w.qkv_bias[n], room.qkv, NOTHING, x)
+        p = store(phases, p, room.qkv, n_heads, head_dim, slots, positions, keys[n], values[n])
+        p = attention(
+            phases, p, room.qkv, keys[n], values[n], room.none, slots, positions, blocks, n_heads, head_dim, window,
+            normed.values,
+        )  # fmt: skip
+        p = to_bytes(phases, p, normed, offset)
+        p = linear(
+            phases, p, normed, w.projection[n], w.projection_scales[n], w.projection_bias[n], room.result, ADD, x
+        )
 
-    embed(tokens, w.tokens, w.token_scales, positions, w.positions, x)
-    for layer in range(len(w.qkv)):
-        layer_norm(x, w.norm1_scale[layer], w.norm1_shift[layer], eps, normed)
-        linear(normed, w.qkv[layer], w.qkv_scales[layer], w.qkv_bias[layer], qkv)
-        split_heads(qkv, head_dim, slots, positions, q, keys[layer], values[layer])
-        attention(q, keys[layer], values[layer], none, slots, positions, blocks, head_dim, window, normed)
-        linear(normed, w.projection[layer], w.projection_scales[layer], w.projection_bias[layer], result)
-        add(x, result)
+        p = norms(phases, p, x, w.norm2_scale[n], w.norm2_shift[n], eps, offset, normed)
+        p = linear(phases, p, normed, w.widen[n], w.widen_scales[n], w.widen_bias[n], wide.values, gelu, x)
+        p = to_bytes(phases, p, wide, offset)
+        p = linear(phases, p, wide, w.narrow[n], w.narrow_scales[n], w.narrow_bias[n], room.result, ADD, x)
 
-        layer_norm(x, w.norm2_scale[layer], w.norm2_shift[layer], eps, normed)
-        linear(normed, w.widen[layer], w.widen_scales[layer], w.widen_bias[layer], wide)
-        gelu(wide, n_ff, is_erf)
-        linear(wide, w.narrow[layer], w.narrow_scales[layer], w.narrow_bias[layer], result)
-        add(x, result)
-
-    chosen = np.empty((len(last), d), np.float32)
-    for r in range(len(last)):
-        chosen[r] = x[last[r]]
-    normed = np.zeros((len(last), columns), np.float32)
-    layer_norm(chosen, w.final_scale, w.final_shift, eps, normed)
-    linear(normed, w.head, w.head_scales, w.head_bias, scores)
+    if take(phases, p, 1) == 0:
+        for r in range(len(last)):
+            room.chosen[r] = x[last[r]]
+        finish(phases, p)
+    p = wait(phases, p, 1)
+    p = norms(phases, p, room.chosen, w.final_scale, w.final_shift, eps, offset, room.chosen_normed)
+    linear(phases, p, room.chosen_normed, w.head, w.head_scales, w.head_bias, scores, NOTHING, x)

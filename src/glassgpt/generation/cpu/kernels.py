@@ -1,133 +1,151 @@
 """Compiled kernels of the CPU decoder: small parts, each beside the plain formula that it computes.
 
-Every product is the same loop, the dot product of a row of activations with a row of weights: a *tile* of a few rows of
-both is kept in vector registers while their columns stream past (see `tiles`). A number in the result is the sum of
-`LANES` partial sums, each over every `LANES`-th column in order, whatever the tile and however many rows are computed
-together. So a row's scores are equal bit for bit alone and in any batch, and in pieces of any size.
-
-Numba fits the code to this machine's instructions and keeps it on the disk.
+The large ones share their work among threads (see `team`): they are called by all of them, take the counters and the
+number of their phase, and return the number of the next. Every product is one loop, a *tile* (see `tiles`): each number
+in its result is a sum in the order of the columns, whatever the tile and however many rows are computed together. So a
+row's scores are equal bit for bit alone and in any batch, in pieces of any size, and with any number of threads.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from glassgpt.generation.cpu.tiles import COLUMNS, GROUP, ROWS, WEIGHT_ROWS, tile
+from glassgpt.generation.cpu.compiled import compiled
+from glassgpt.generation.cpu.numbers import GROUP, Array, zeros
+from glassgpt.generation.cpu.team import finish, take, wait
+from glassgpt.generation.cpu.tiles import HERE, LANES, PANEL, WORDS, tile
 
-_tile_1x1, _tile_1xw = tile(1, 1), tile(1, WEIGHT_ROWS)
-_tile_xx1, _tile_xxw = tile(ROWS, 1), tile(ROWS, WEIGHT_ROWS)
+_tile_1, _tile_2, _tile_4, _tile_6 = tile(1), tile(2), tile(4), tile(6)
+_narrow_1, _narrow_6 = tile(1, 1), tile(6, 1)
+_VNNI = HERE.dot == "vnni"
+
+_BLOCK = 512
+"""Columns of a panel that are multiplied by many rows of activations before the next ones: they stay in the cache."""
+_CHUNK = 96
+"""Rows of activations in an item of a long prompt."""
+
+NOTHING, ADD, GELU_TANH, GELU_ERF = range(4)
+"""What is done to a product once it is there."""
 
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
 _ELEMENTWISE = {"contract", "nnan", "ninf", "nsz"}
 
 
-def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile when first called, and keep it on the disk where that can be: in the package, or in the user's cache."""
+class Rows(NamedTuple):
+    """Activations that are about to be multiplied: rows of numbers, filled up with zeros."""
 
-    def decorate(function: Callable[..., Any]) -> Any:
-        options.update(nogil=True, error_model="numpy")  # a division by 0 is infinite, not an exception in each loop
-        try:
-            return njit(cache=True, **options)(function)
-        except RuntimeError:  # nowhere to write
-            return njit(**options)(function)
+    values: Array
+    """(M, columns) float32."""
+    words: Array
+    """(M, words) int32: the same, rounded to 8 bits, for weights that are integers; otherwise unused, like the rest."""
+    scales: Array
+    """(M, groups) float32."""
+    zeros: Array
+    """(M, groups) int32: what a group's sum begins with, as the weights are kept without a sign."""
 
-    return decorate
 
-
-def filled(n: int) -> int:
+def filled(n: int, to: int = 64) -> int:
     """The number of columns in memory for `n` columns: those that are left over are 0."""
-    return -(-n // COLUMNS) * COLUMNS
+    return -(-n // to) * to
+
+
+def new_rows(n_rows: int, n_columns: int) -> Rows:
+    """Room for so many."""
+    columns = filled(n_columns)
+    groups = columns // GROUP
+    return Rows(
+        zeros((n_rows, columns), np.float32),
+        zeros((n_rows, groups * WORDS), np.int32),
+        np.zeros((n_rows, groups), np.float32),
+        np.zeros((n_rows, groups), np.int32),
+    )
 
 
 @compiled()
-def products(
-    x, x_at, x_stride, n_x, w, w_at, w_stride, scales, scales_at, scales_stride, n_w, out, out_at, out_stride, n
-):
-    """out[i, j] = x[i] . w[j] over `n` columns, for flat arrays, offsets and strides in numbers, on this thread."""
-    x_base, out_base = x.ctypes.data, out.ctypes.data
-    i = 0
-    while i < n_x:
-        many = n_x - i >= ROWS
-        xa = x_base + 4 * (x_at + i * x_stride)
-        j = 0
-        while j < n_w:
-            oa = out_base + 4 * (out_at + i * out_stride + j)
-            wa, sa = w_at + j * w_stride, scales_at + j * scales_stride
-            if n_w - j >= WEIGHT_ROWS:
-                if many:
-                    _tile_xxw(xa, x_stride, w, wa, w_stride, scales, sa, scales_stride, oa, out_stride, n)
-                else:
-                    _tile_1xw(xa, x_stride, w, wa, w_stride, scales, sa, scales_stride, oa, out_stride, n)
-                j += WEIGHT_ROWS
-            else:
-                if many:
-                    _tile_xx1(xa, x_stride, w, wa, w_stride, scales, sa, scales_stride, oa, out_stride, n)
-                else:
-                    _tile_1x1(xa, x_stride, w, wa, w_stride, scales, sa, scales_stride, oa, out_stride, n)
-                j += 1
-        i += ROWS if many else 1
+def product(x, x_at, x_stride, rows, first, group, n_x, w, w_at, scales, s_at, init, e_stride, out, f_stride, n):
+    """out[i, r] = init[i, r] + x[i] . w[r] over `n` columns, for `n_x` rows of x and one panel of w.
 
-
-_BLOCK = 2**16
-"""Weights that one thread reads at a time: they stay in its cache while all rows of activations pass."""
-_SERIAL = 2**18
-"""Multiplications that are done before a second thread has begun."""
+    `x`, `init` and `out` are addresses of float32 numbers. For integer weights `rows` has the activations, from row
+    `first` and group of columns `group` on.
+    """
+    words, w_words, w_groups = rows.words.ctypes.data, rows.words.shape[1], rows.scales.shape[1]
+    x_scales, x_zeros = rows.scales.ctypes.data, rows.zeros.ctypes.data
+    most = 6 if w.itemsize > 1 else 4  # integers need registers for two sums of each kind
+    done = 0
+    while done < n_x:
+        m, left = first + done, n_x - done
+        a, b = x + 4 * (x_at + done * x_stride), words + 4 * (m * w_words + group * WORDS)
+        c, d = x_scales + 4 * (m * w_groups + group), x_zeros + 4 * (m * w_groups + group)
+        e, f = init + 4 * done * e_stride, out + 4 * done * f_stride
+        # fmt: off
+        if left >= most == 6:
+            _tile_6(a, x_stride, b, w_words, c, d, w_groups, w, w_at, PANEL, scales, s_at, e, e_stride, f, f_stride, n)
+            done += 6
+        elif left >= 4:
+            _tile_4(a, x_stride, b, w_words, c, d, w_groups, w, w_at, PANEL, scales, s_at, e, e_stride, f, f_stride, n)
+            done += 4
+        elif left >= 2:
+            _tile_2(a, x_stride, b, w_words, c, d, w_groups, w, w_at, PANEL, scales, s_at, e, e_stride, f, f_stride, n)
+            done += 2
+        else:
+            _tile_1(a, x_stride, b, w_words, c, d, w_groups, w, w_at, PANEL, scales, s_at, e, e_stride, f, f_stride, n)
+            done += 1
+        # fmt: on
 
 
 @compiled()
-def _linear_block(x, w, scales, bias, out, first, n):
-    K = x.shape[1]
-    w_stride, s_stride = w.shape[1], scales.shape[1]
-    products(
-        x.reshape(-1), 0, K, len(x),
-        w.reshape(-1), first * w_stride, w_stride, scales.reshape(-1), first * s_stride, s_stride, n,
-        out.reshape(-1), first, out.shape[1], K,
-    )  # fmt: skip
-    for m in range(len(x)):
-        for i in range(first, first + n):
-            out[m, i] += bias[i]
+def linear(phases, phase, x, w, scales, bias, out, then, residual):
+    """out = x @ w.T + bias, panel by panel; `then` it is added to `residual`, or goes through GELU.
 
-
-@compiled(parallel=True)
-def _linear_parallel(x, w, scales, bias, out, block):
-    for b in prange((len(bias) + block - 1) // block):
-        _linear_block(x, w, scales, bias, out, b * block, min(block, len(bias) - b * block))
+    x: `Rows` of K columns; w: (panels, K numbers of each row of a panel); bias: (panels * `PANEL`,); out: (M, at least
+    as many).
+    """
+    M, K, n_panels = len(out), x.values.shape[1], len(w)
+    n_chunks = (M + _CHUNK - 1) // _CHUNK
+    n = n_panels * n_chunks
+    flat, flat_scales = w.reshape(-1), scales.reshape(-1)
+    i = take(phases, phase, n)
+    while i < n:
+        panel, first = i % n_panels, i // n_panels * _CHUNK
+        m = min(_CHUNK, M - first)
+        place = out.ctypes.data + 4 * (first * out.shape[1] + panel * PANEL)
+        block = K if m <= 6 else _BLOCK
+        init, init_stride = bias.ctypes.data + 4 * panel * PANEL, 0
+        for k in range(0, K, block):
+            product(
+                x.values.ctypes.data, first * K + k, K, x, first, k // GROUP, m,
+                flat, (panel * w.shape[1]) + k * w.shape[1] // K,
+                flat_scales, panel * scales.shape[1] + k // GROUP * PANEL,
+                init, init_stride, place, out.shape[1], min(block, K - k),
+            )  # fmt: skip
+            init, init_stride = place, out.shape[1]
+        _then(then, out, residual, first, m, panel * PANEL)
+        finish(phases, phase)
+        i = take(phases, phase, n)
+    return wait(phases, phase, n)
 
 
 @compiled()
-def linear(x, w, scales, bias, out):
-    """out[:, :N] = x @ w.T + bias: (M, K) activations, (N, K) weights, N biases."""
-    M, K = x.shape
-    if M * K * len(bias) < _SERIAL:
-        _linear_block(x, w, scales, bias, out, 0, len(bias))
-    else:
-        _linear_parallel(x, w, scales, bias, out, max(WEIGHT_ROWS, _BLOCK // K // WEIGHT_ROWS * WEIGHT_ROWS))
-
-
-@compiled(fastmath=True)
-def layer_norm(x, scale, shift, eps, out):
-    """out = (x - mean) / sqrt(variance + eps) * scale + shift, for each row; columns beyond len(scale) are left."""
-    n = len(scale)
-    for m in range(len(x)):
-        row, result = x[m], out[m]
-        total = np.float32(0)
-        for i in range(n):
-            total += row[i]
-        mean = total / np.float32(n)
-        total = np.float32(0)
-        for i in range(n):
-            total += (row[i] - mean) * (row[i] - mean)
-        factor = np.float32(1) / np.float32(math.sqrt(total / np.float32(n) + eps))
-        for i in range(n):
-            result[i] = (row[i] - mean) * factor * scale[i] + shift[i]
+def _then(then, out, residual, first, m, column):
+    if then == NOTHING:
+        return
+    for row in range(first, first + m):
+        part = out[row, column : column + PANEL]
+        if then == ADD:
+            into = residual[row, column : column + PANEL]
+            for i in range(len(into)):
+                into[i] += part[i]
+        elif then == GELU_TANH:
+            _gelu_tanh_row(part)
+        else:
+            _gelu_erf_row(part)
 
 
 @intrinsic
@@ -168,142 +186,217 @@ def _exp(x):
 
 
 @compiled(fastmath=_ELEMENTWISE)
-def _gelu_tanh_row(row, n):
-    for i in range(n):
+def _gelu_tanh_row(row):
+    """x Phi(x) by the tanh form, in place."""
+    for i in range(len(row)):
         v = row[i]
         u = np.float32(1.5957691216) * (v + np.float32(0.044715) * v * v * v)  # 2 sqrt(2 / pi) (...)
         row[i] = v / (np.float32(1) + _exp(-u))  # (1 + tanh(u / 2)) / 2 is the logistic function of u
 
 
 @compiled()
-def _gelu_erf_row(row, n):
-    for i in range(n):
+def _gelu_erf_row(row):
+    """x Phi(x), in place."""
+    for i in range(len(row)):
         row[i] = row[i] * np.float32(0.5) * (np.float32(1) + np.float32(math.erf(row[i] * 0.7071067811865476)))
 
 
-@compiled(parallel=True)
-def _gelu_parallel(x, n, is_erf):
-    for m in prange(len(x)):
-        if is_erf:
-            _gelu_erf_row(x[m], n)
-        else:
-            _gelu_tanh_row(x[m], n)
+@compiled()
+def norms(phases, phase, x, scale, shift, eps, offset, out):
+    """out = layer_norm(x), each row an item; and to 8 bits, where the weights are integers with an `offset`."""
+    i = take(phases, phase, len(x))
+    while i < len(x):
+        _layer_norm(x[i], scale, shift, eps, out.values[i])
+        if offset:
+            _to_bytes(out, i, offset)
+        finish(phases, phase)
+        i = take(phases, phase, len(x))
+    return wait(phases, phase, len(x))
+
+
+@compiled(fastmath=True)
+def _layer_norm(row, scale, shift, eps, result):
+    """(x - mean) / sqrt(variance + eps) * scale + shift."""
+    n = len(scale)
+    total = np.float32(0)
+    for i in range(n):
+        total += row[i]
+    mean = total / np.float32(n)
+    total = np.float32(0)
+    for i in range(n):
+        total += (row[i] - mean) * (row[i] - mean)
+    factor = np.float32(1) / np.float32(math.sqrt(total / np.float32(n) + eps))
+    for i in range(n):
+        result[i] = (row[i] - mean) * factor * scale[i] + shift[i]
 
 
 @compiled()
-def gelu(x, n, is_erf):
-    """x = x Phi(x), exactly or by the tanh form, in place, of the first `n` columns of each row."""
-    if len(x) > 1 and len(x) * n > 2**14:
-        _gelu_parallel(x, n, is_erf)
-    else:
-        for m in range(len(x)):
-            if is_erf:
-                _gelu_erf_row(x[m], n)
-            else:
-                _gelu_tanh_row(x[m], n)
+def to_bytes(phases, phase, x, offset):
+    """The 8-bit form of rows, each an item; nothing where `offset` is 0, which is to say the weights are floats."""
+    if not offset:
+        return phase
+    n = len(x.values)
+    i = take(phases, phase, n)
+    while i < n:
+        _to_bytes(x, i, offset)
+        finish(phases, phase)
+        i = take(phases, phase, n)
+    return wait(phases, phase, n)
+
+
+@compiled(fastmath={"contract", "nnan", "ninf", "nsz", "reassoc"})
+def _to_bytes(x, row, offset):
+    """Round to whole numbers from -127 to 127, times a scale for each group of columns."""
+    values, scales, zeros = x.values[row], x.scales[row], x.zeros[row]
+    bytes_, halves = x.words[row].view(np.int8), x.words[row].view(np.int16)
+    for group in range(len(scales)):
+        part = values[group * GROUP : (group + 1) * GROUP]
+        largest = np.float32(0)
+        for i in range(GROUP):
+            largest = max(largest, abs(part[i]))
+        factor = np.float32(127) / largest if largest > 0 else np.float32(0)
+        total = np.int32(0)
+        if _VNNI:
+            into = bytes_[group * GROUP : (group + 1) * GROUP]
+            for i in range(GROUP):
+                number = np.int32(_floor(part[i] * factor + np.float32(0.5)))  # type: ignore[call-arg]
+                total += number
+                into[i] = np.int8(number)
+        else:  # columns 0 and 2 of four side by side, then 1 and 3
+            for i in range(GROUP):
+                number = np.int32(_floor(part[i] * factor + np.float32(0.5)))  # type: ignore[call-arg]
+                total += number
+                halves[group * GROUP + (i & ~3) + ((i & 1) << 1) + ((i & 2) >> 1)] = np.int16(number)
+        scales[group] = largest / np.float32(127)
+        zeros[group] = -np.int32(offset) * total
 
 
 @compiled(fastmath=_ELEMENTWISE)
-def _exponentials(row, first, last, factor, largest):
-    for s in range(first, last):
+def _exponentials(row, factor, largest):
+    for s in range(len(row)):
         row[s] = _exp((row[s] - largest) * factor)
 
 
 @compiled(fastmath=True)
-def _softmax(row, first, last, n, factor):
-    """row[first:last] = softmax of row[first:last] * factor; the rest of the first `n` numbers is 0."""
-    largest = row[first]
-    for s in range(first, last):
+def _softmax(row, factor):
+    """softmax of row * factor, in place."""
+    largest = row[0]
+    for s in range(len(row)):
         largest = max(largest, row[s])
-    _exponentials(row, first, last, factor, largest)
+    _exponentials(row, factor, largest)
     total = np.float32(0)
-    for s in range(first, last):
+    for s in range(len(row)):
         total += row[s]
     inverse = np.float32(1) / total
-    for s in range(first, last):
+    for s in range(len(row)):
         row[s] *= inverse
-    row[:first] = 0
-    row[last:n] = 0
 
 
 @compiled()
-def _attend(q, keys, values, none, slots, positions, first, n, head, head_dim, factor, window, out):
-    """One head for `n` neighbouring tokens of one row."""
-    width, capacity = keys.shape[3], keys.shape[2]
-    seen = positions[first + n - 1] + 1
-    columns = (seen + COLUMNS - 1) // COLUMNS * COLUMNS
-    weights = np.empty((n, columns), np.float32)
-    flat = weights.reshape(-1)
-    place = (slots[first] * keys.shape[1] + head) * capacity * width
-    products(
-        q.reshape(-1), (first * q.shape[1] + head) * width, q.shape[1] * width, n,
-        keys.reshape(-1), place, width, none, 0, 0, seen, flat, 0, columns, width,
-    )  # fmt: skip
-    for i in range(n):
-        last = positions[first + i] + 1
-        _softmax(weights[i], max(0, last - window), last, columns, factor)
-    place = (slots[first] * values.shape[1] + head) * values.shape[2] * values.shape[3]
-    products(
-        flat, 0, columns, n, values.reshape(-1), place, values.shape[3], none, 0, 0, head_dim,
-        out.reshape(-1), first * out.shape[1] + head * head_dim, out.shape[1], columns,
-    )  # fmt: skip
+def store(phases, phase, qkv, n_heads, head_dim, slots, positions, keys, values):
+    """Keys and values of new tokens to the cache, at each one's slot and position; a head is an item.
 
-
-@compiled(parallel=True)
-def _attention_parallel(q, keys, values, none, slots, positions, blocks, head_dim, factor, window, out):
-    n_heads = q.shape[1]
-    for task in prange((len(blocks) - 1) * n_heads):
-        b, head = task // n_heads, task % n_heads
-        first, n = blocks[b], blocks[b + 1] - blocks[b]
-        _attend(q, keys, values, none, slots, positions, first, n, head, head_dim, factor, window, out)
-
-
-@compiled()
-def attention(q, keys, values, none, slots, positions, blocks, head_dim, window, out):
-    """out = softmax(q keys / sqrt(head_dim)) values, for each head; a token sees the `window` last ones up to itself.
-
-    q: (M, heads, width), heads filled up to `width` with zeros; keys: (slots, heads, capacity, width); values, whose
-    columns are tokens: (slots, heads, head_dim, capacity); blocks: the first token of each group of neighbours in one
-    row, and M; out: (M, heads * head_dim or more).
+    keys: (slots, heads, panels of tokens, head_dim, `PANEL`); values: (slots, heads, tokens, width).
     """
-    factor = np.float32(1 / math.sqrt(head_dim))
-    work = 0
-    for m in range(len(positions)):
-        work += positions[m] + 1
-    n_heads = q.shape[1]
-    if work * n_heads * head_dim < _SERIAL // 4:
-        for b in range(len(blocks) - 1):
-            for head in range(n_heads):
-                first, n = blocks[b], blocks[b + 1] - blocks[b]
-                _attend(q, keys, values, none, slots, positions, first, n, head, head_dim, factor, window, out)
-    else:
-        _attention_parallel(q, keys, values, none, slots, positions, blocks, head_dim, factor, window, out)
-
-
-@compiled()
-def split_heads(qkv, head_dim, slots, positions, q, keys, values):
-    """Queries to `q`; keys and values to the cache, at each token's slot and position (shapes: see `attention`)."""
-    M, n_heads, _ = q.shape
     d = n_heads * head_dim
-    for m in range(M):
-        slot, position = slots[m], positions[m]
-        for head in range(n_heads):
+    head = take(phases, phase, n_heads)
+    while head < n_heads:
+        for m in range(len(qkv)):
+            row, position = qkv[m], positions[m]
+            panel, lane = position // PANEL, position % PANEL
+            key, value = keys[slots[m], head, panel], values[slots[m], head, position]
             for i in range(head_dim):
-                at = head * head_dim + i
-                q[m, head, i] = qkv[m, at]
-                keys[slot, head, position, i] = qkv[m, d + at]
-                values[slot, head, i, position] = qkv[m, 2 * d + at]
+                key[i, lane] = row[d + head * head_dim + i]
+                value[i] = row[2 * d + head * head_dim + i]
+        finish(phases, phase)
+        head = take(phases, phase, n_heads)
+    return wait(phases, phase, n_heads)
 
 
 @compiled()
-def add(x, y):
-    """x += y."""
-    for m in range(len(x)):
-        for i in range(x.shape[1]):
-            x[m, i] += y[m, i]
+def attention(
+    phases, phase, qkv, keys, values, none, slots, positions, blocks, n_heads, head_dim, window, out
+):  # fmt: skip
+    """out = softmax(q keys / sqrt(head_dim)) values; a token sees the `window` last ones up to itself.
+
+    qkv: (M, at least heads * head_dim), queries first; keys and values: see `store`; blocks: the first token of each
+    group of neighbours in one row, and M; out: (M, heads * head_dim or more). An item is one head of one block.
+    """
+    n_blocks = len(blocks) - 1
+    n = n_blocks * n_heads
+    i = take(phases, phase, n)
+    while i < n:  # block by block of a head, whose keys and values stay in the cache
+        block = i % n_blocks
+        first = blocks[block]
+        _attend(
+            qkv, keys, values, none, slots[first], positions, first, blocks[block + 1] - first,
+            i // n_blocks, head_dim, window, out,
+        )  # fmt: skip
+        finish(phases, phase)
+        i = take(phases, phase, n)
+    return wait(phases, phase, n)
 
 
-# ---- reading and packing weights ---------------------------------------------------------------------------------
+@compiled()
+def _attend(qkv, keys, values, none, slot, positions, first, n, head, head_dim, window, out):
+    """One head for `n` neighbouring tokens of one row."""
+    width, seen = values.shape[3], positions[first + n - 1] + 1
+    begin = max(0, positions[first] + 1 - window) // PANEL * PANEL
+    columns = (seen + PANEL - 1) // PANEL * PANEL
+    weights, zeros = np.empty((n, columns), np.float32), np.zeros(columns, np.float32)
+    key_panels = keys[slot, head]
+    for panel in range(begin // PANEL, columns // PANEL):
+        product(
+            qkv.ctypes.data, first * qkv.shape[1] + head * head_dim, qkv.shape[1], none, 0, 0, n,
+            key_panels[panel].reshape(-1), 0, none.scales, 0,
+            zeros.ctypes.data, 0, weights.ctypes.data + 4 * panel * PANEL, columns, head_dim,
+        )  # fmt: skip
+    factor = np.float32(1 / math.sqrt(head_dim))
+    for i in range(n):
+        row, last = weights[i], positions[first + i] + 1
+        before = max(begin, last - window)
+        row[begin:before] = 0
+        _softmax(
+            row[before:last], factor
+        )  # a part, whose places begin at 0: others might be negative, for all Numba knows
+        row[last:] = 0
+    result = np.empty((n, width), np.float32)
+    flat = values[slot, head].reshape(-1)
+    column = 0
+    while column < width:
+        step = PANEL if width - column >= PANEL else LANES
+        _value_tiles(
+            weights.ctypes.data + 4 * begin, columns, n, none, flat, begin * width + column, width, zeros.ctypes.data,
+            result.ctypes.data + 4 * column, seen - begin, step == PANEL,
+        )  # fmt: skip
+        column += step
+    for i in range(n):
+        into = out[first + i, head * head_dim : (head + 1) * head_dim]
+        for c in range(head_dim):
+            into[c] = result[i, c]
+
+
+@compiled()
+def _value_tiles(x, x_stride, n_x, none, w, w_at, width, zeros, out, n, is_wide):
+    """out[i] = sum over the tokens t of x[i, t] w[t], for some columns of w."""
+    done = 0
+    while done < n_x:
+        a, b = x + 4 * done * x_stride, out + 4 * done * width
+        if n_x - done >= 6:
+            if is_wide:
+                _tile_6(a, x_stride, 0, 0, 0, 0, 0, w, w_at, width, none.scales, 0, zeros, 0, b, width, n)
+            else:
+                _narrow_6(a, x_stride, 0, 0, 0, 0, 0, w, w_at, width, none.scales, 0, zeros, 0, b, width, n)
+            done += 6
+        else:
+            if is_wide:
+                _tile_1(a, x_stride, 0, 0, 0, 0, 0, w, w_at, width, none.scales, 0, zeros, 0, b, width, n)
+            else:
+                _narrow_1(a, x_stride, 0, 0, 0, 0, 0, w, w_at, width, none.scales, 0, zeros, 0, b, width, n)
+            done += 1
+
+
+# ---- weights in panels -------------------------------------------------------------------------------------------
 
 
 @intrinsic
@@ -314,66 +407,123 @@ def _from_bits(typingctx, bits):
     return types.float32(types.uint32), codegen
 
 
+@intrinsic
+def _bits(typingctx, number):
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _I32)
+
+    return types.uint32(types.float32), codegen
+
+
 def number(w, scales, row, column):
-    """One number of a matrix of any number type, as float32."""
+    """One number of a matrix in panels, of any number type, as float32."""
     raise NotImplementedError("only in compiled code")
 
 
 @overload(number, inline="always")
 def _number(w, scales, row, column):
-    half = GROUP // 2
     if w.dtype == types.float32:
-        return lambda w, scales, row, column: w[row, column]
+        return lambda w, scales, row, column: w[row // PANEL, column * PANEL + row % PANEL]
     if w.dtype == types.uint16:
-        return lambda w, scales, row, column: _from_bits(  # type: ignore[call-arg]
-            np.uint32(w[row, column]) << np.uint32(16)
+        return lambda w, scales, row, column: _from_bfloat16(
+            w[row // PANEL, (column // 2 * PANEL + row % PANEL) * 2 + column % 2]
         )
-    if w.dtype == types.int8:
-        return lambda w, scales, row, column: np.float32(w[row, column]) * scales[row, column // GROUP]
 
-    def nibble(w, scales, row, column):
-        group, place = column // GROUP, column % GROUP
-        byte = w[row, group * half + place % half]
-        four = byte >> 4 if place >= half else byte & 15
-        return np.float32(np.int32(four) - 8) * scales[row, group]
+    def scaled_8(w, scales, row, column):
+        byte = np.uint8(w[row // PANEL, (column // 4 * PANEL + row % PANEL) * 4 + column % 4])
+        scale = _from_bfloat16(scales[row // PANEL, column // GROUP * PANEL + row % PANEL])
+        return np.float32(np.int32(byte) - 128) * scale
 
-    return nibble
+    def scaled_4(w, scales, row, column):
+        byte = w[row // PANEL, (column // 8 * PANEL + row % PANEL) * 4 + column % 4]
+        four = byte >> 4 if column % 8 >= 4 else byte & 15
+        scale = _from_bfloat16(scales[row // PANEL, column // GROUP * PANEL + row % PANEL])
+        return np.float32(np.int32(four) - 8) * scale
+
+    return scaled_8 if w.dtype == types.int8 else scaled_4
 
 
 @compiled()
-def embed(tokens, w, scales, positions, vectors, out):
-    """out = the row of `w` of each token + the row of `vectors` of its position, (M, d)."""
-    for m in range(len(tokens)):
+def _from_bfloat16(upper):
+    return _from_bits(np.uint32(upper) << np.uint32(16))  # type: ignore[call-arg]  # numba gives the first
+
+
+@compiled()
+def _to_bfloat16(x):
+    b: Any = _bits(x)  # type: ignore[call-arg]
+    return np.uint16((b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
+@compiled()
+def embed(phases, phase, tokens, w, scales, positions, vectors, out):
+    """out = the row of `w` of each token + the row of `vectors` of its position, (M, d); a token is an item."""
+    n = len(tokens)
+    m = take(phases, phase, n)
+    while m < n:
         for i in range(vectors.shape[1]):
             out[m, i] = number(w, scales, tokens[m], i) + vectors[positions[m], i]
+        finish(phases, phase)
+        m = take(phases, phase, n)
+    return wait(phases, phase, n)
 
 
-@compiled(parallel=True)
-def transpose(matrix, out):
-    """out[:, : len(matrix)] = matrix.T, in squares that stay in the cache."""
-    rows, columns, size = len(matrix), matrix.shape[1], 32
-    for b in prange((columns + size - 1) // size):
-        for first in range(0, rows, size):
-            for c in range(b * size, min(columns, (b + 1) * size)):
-                for r in range(first, min(rows, first + size)):
-                    out[c, r] = matrix[r, c]
+@compiled()
+def pack_float32(matrix, first, out):
+    """(rows, columns) -> (panels, columns x PANEL), from the panel `first` on as far as `out` goes; any strides."""
+    rows, columns = matrix.shape
+    for p in range(len(out)):
+        row = (first + p) * PANEL
+        n = min(PANEL, rows - row)
+        into = out[p].reshape(-1, PANEL)
+        for c in range(columns):
+            for r in range(n):
+                into[c, r] = matrix[row + r, c]
 
 
-@compiled(parallel=True, fastmath={"contract", "reassoc"})
+@compiled()
+def pack_bfloat16(matrix, first, out):
+    """(rows, columns) -> (panels, columns / 2 x PANEL x 2), rounded to the nearest even number."""
+    rows, columns = matrix.shape
+    for p in range(len(out)):
+        row = (first + p) * PANEL
+        n = min(PANEL, rows - row)
+        into = out[p].reshape(-1, PANEL, 2)
+        for c in range(columns):
+            for r in range(n):
+                into[c // 2, r, c % 2] = _to_bfloat16(matrix[row + r, c])
+
+
+@compiled()
+def pack_int8(numbers, first, out):
+    """(rows, columns) int8 -> (panels, columns / 4 x PANEL x 4), with 128 added: without a sign."""
+    rows, columns = numbers.shape
+    for p in range(len(out)):
+        row = (first + p) * PANEL
+        n = min(PANEL, rows - row)
+        into = out[p].reshape(-1, PANEL, 4)
+        for c in range(columns):
+            for r in range(n):
+                into[c // 4, r, c % 4] = np.int8(numbers[row + r, c] ^ -128)
+
+
+@compiled()
+def pack_int4(numbers, first, out):
+    """(rows, columns) int8 -> (panels, columns / 8 x PANEL x 4) bytes: a column, and the fourth after it above."""
+    rows, columns = numbers.shape
+    for p in range(len(out)):
+        row = (first + p) * PANEL
+        n = min(PANEL, rows - row)
+        into = out[p].reshape(-1, PANEL, 4)
+        for c in range(columns):
+            shift = np.uint8(4 if c % 8 >= 4 else 0)
+            for r in range(n):
+                into[c // 8, r, c % 4] |= np.uint8((numbers[row + r, c] + 8) << shift)
+
+
+@compiled(fastmath={"contract", "reassoc"})
 def total(numbers):
     """The sum of a flat array: not finite if one of its numbers is not, unless the finite ones are far too large."""
     result = np.float32(0)
-    for i in prange(len(numbers)):
+    for i in range(len(numbers)):
         result += numbers[i]
     return result
-
-
-@compiled(parallel=True)
-def to_bfloat16(bits):
-    """The upper halves of float32 numbers, given by their bits, rounded to the nearest even one."""
-    out = np.empty(bits.shape, np.uint16)
-    for r in prange(bits.shape[0]):
-        for c in range(bits.shape[1]):
-            b = bits[r, c]
-            out[r, c] = np.uint16((b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-    return out

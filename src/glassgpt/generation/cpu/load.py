@@ -36,38 +36,38 @@ def load_decoder(
     `NotImplementedError` where that fails.
     """
     check("precision", precision, str, Rule(help="", choices=PRECISIONS))
-    most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # made when it is imported
-    numba.set_num_threads(min(wanted_threads(threads), most))
+    threads = wanted_threads(threads)
     path = resolve_model(model)
     try:
         if not (path / "model.safetensors").is_file() or not (path / "tokenizer.json").is_file():
             raise UnsupportedError
-        tokenizer, packed = Tokenizer.load(path), load(path, precision)
+        tokenizer, packed = Tokenizer.load(path), load(path, precision, threads)
     except UnsupportedError:
         from glassgpt.checkpoint import load_model  # any other format, through the readable model
 
         readable, tokenizer = load_model(path)
-        packed = pack_model(readable, precision)
+        packed = pack_model(readable, precision, threads)
     if tokenizer.n_vocab > packed.config.vocab_size:
         raise ValueError(
             f"{path}: the tokenizer has {tokenizer.n_vocab} tokens, the model {packed.config.vocab_size}; "
             "they do not belong together"
         )
-    return _ready(packed, message), tokenizer
+    return _ready(packed, threads, message), tokenizer
 
 
 def compiled_decoder(
     model: Any, precision: str = "float32", message: Callable[[str], None] | None = None
 ) -> CPUDecoder:
     """A CPU decoder of a `GPTModel` in memory, whose weights are copied; `precision` and `message` as above."""
-    return _ready(pack_model(model, precision), message)
+    threads = wanted_threads()
+    return _ready(pack_model(model, precision, threads), threads, message)
 
 
-def _ready(packed: Packed, message: Callable[[str], None] | None) -> CPUDecoder:
+def _ready(packed: Packed, threads: int, message: Callable[[str], None] | None) -> CPUDecoder:
     """A decoder whose code is compiled."""
     if message is not None and not is_compiled():
         message("compiling for this machine, once: about 20 seconds")
-    decoder = CPUDecoder(packed)
+    decoder = CPUDecoder(packed, threads=threads)
     try:
         decoder.read([0])
     except numba.core.errors.NumbaError as error:
@@ -75,12 +75,14 @@ def _ready(packed: Packed, message: Callable[[str], None] | None) -> CPUDecoder:
     return decoder
 
 
-def pack_model(model: Any, precision: str = "float32") -> Packed:
+def pack_model(model: Any, precision: str = "float32", threads: int = 1) -> Packed:
     """The weights of a `GPTModel`, on whatever device it is, for a `CPUDecoder`."""
     from glassgpt.weights.families.gpt2_names import to_gpt2_names
 
     names = to_gpt2_names(model.state_dict(), model.config)
-    return pack(model.config, {name: tensor.float().cpu().numpy() for name, tensor in names.items()}, precision)
+    return pack(
+        model.config, {name: tensor.float().cpu().numpy() for name, tensor in names.items()}, precision, threads
+    )
 
 
 def is_compiled() -> bool:

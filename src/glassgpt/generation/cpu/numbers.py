@@ -13,6 +13,9 @@ GROUP = 32
 """Columns of a row that share a scale."""
 
 
+_LINE = 64  # bytes in a line of the cache
+
+
 class Groups(NamedTuple):
     """A matrix whose rows are cut into groups of `GROUP` columns, the last of which may be shorter."""
 
@@ -51,3 +54,11 @@ def to_groups(matrix: Array, bits: int) -> Groups:
 def _rounded_to_bfloat16(numbers: Array) -> Array:
     bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+def zeros(shape: tuple[int, ...], kind: Any) -> Array:
+    """Zeros that begin at a line of the cache: a vector that lies across two is read at half the speed."""
+    size = int(np.prod(shape)) * np.dtype(kind).itemsize
+    memory = np.zeros(size + _LINE, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory[start : start + size].view(kind).reshape(shape)

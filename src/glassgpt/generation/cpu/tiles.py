@@ -1,13 +1,17 @@
-"""Tiles: a few rows of activations times a few rows of weights, written in LLVM's language.
+"""Tiles: a few rows of activations times one panel of weights, written in LLVM's language.
 
-A loop that a compiler turns into vectors keeps one sum at a time; a tile keeps as many as there are registers, and
-reads each weight once for all of its rows of activations. Weights are float32, bfloat16 (the upper half of a float32,
-as uint16), int8 or int4 with a scale for each group of columns; the type of the array decides what is compiled.
+A *panel* is `PANEL` neighbouring rows of a weight matrix, column after column, so that a vector register holds one
+column of several rows. A tile keeps its sums in registers, reads each weight once for all of its rows of activations,
+and adds up each sum in the order of the columns: a result does not depend on the tile that it was computed in.
+
+Weights are float32, bfloat16 (two columns side by side, so that one register gives two), or integers of 8 or 4 bits
+with a scale for each row of a group of columns. Those are multiplied as integers, by activations that were rounded to
+8 bits, and each group's sum, which is exact, is scaled and added up in float32.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding
 from llvmlite import ir
@@ -15,149 +19,269 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-_WIDE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
-LANES = 16 if _WIDE else 8
-"""Numbers in a vector register."""
-ROWS = 6 if _WIDE else 3
-"""Rows of activations in a tile: with `WEIGHT_ROWS` as many sums as leave a register for each of the other numbers."""
-WEIGHT_ROWS = 4
-GROUP = 32
-"""Columns that share a scale."""
-COLUMNS = 32
-"""What numbers of columns are multiples of."""
-
-_F32, _I8, _I16, _I32 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32)
-_FLOATS, _INTS = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
-_STEPS = GROUP // LANES  # vectors in a group; without scales so many are unrolled
+from glassgpt.generation.cpu.numbers import GROUP
 
 
-def tile(n_x: int, n_w: int) -> Any:
-    """A compiled out[i, j] = sum over c of x[i, c] w[j, c], for `n_x` rows of x and `n_w` of w.
+class Machine(NamedTuple):
+    """What a tile is written for."""
 
-    Its arguments: the address of x, its stride; w, flat, where its first row begins, its stride; the scales likewise;
-    the address of out, its stride; the number of columns, a multiple of `COLUMNS` above 0. Strides count numbers, but
-    int4's of w count bytes.
+    lanes: int
+    """Numbers of 32 bits in a vector register."""
+    dot: str
+    """How four products of bytes are added up: "vnni" in one instruction, "pairs" in two of 16 bits, or "plain"."""
+
+    @property
+    def vectors(self) -> int:
+        """In a column of a panel: with six rows of activations as many sums as leave registers for the rest."""
+        return 4 if self.lanes == 16 else 2
+
+
+def this_machine() -> Machine:
+    """By the instructions of this CPU."""
+    has = llvmlite.binding.get_host_cpu_features()
+    lanes = 16 if has.get("avx512f") and has.get("avx512bw") else 8
+    vnni = has.get("avx512vnni") if lanes == 16 else has.get("avxvnni")
+    return Machine(lanes, "vnni" if vnni else "pairs" if has.get("avx2") else "plain")
+
+
+HERE = this_machine()
+LANES = HERE.lanes
+PANEL = LANES * HERE.vectors
+WORDS = GROUP // 4 if HERE.dot == "vnni" else GROUP // 2
+"""Words of 32 bits that hold a group of activations: of four bytes, or of two numbers of 16 bits."""
+
+_F32, _I16, _I32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
+
+
+def tile(n_x: int, n_vectors: int = HERE.vectors, machine: Machine = HERE) -> Any:
+    """A compiled out[i, r] = init[i, r] + sum over c of x[i, c] w[r, c]: `n_x` rows of x, one panel of w.
+
+    The arguments are those of `_Arguments`. The type of the array w decides what is compiled: float32, uint16 for
+    bfloat16, int8, or uint8 for 4 bits. Float32 takes any width of panel (`n_vectors`) and any stride from one column
+    to the next; the other types take whole panels without gaps.
     """
 
     @intrinsic
     def compute(
-        typingctx, x, x_stride, w, w_at, w_stride, scales, scales_at, scales_stride, out, out_stride, n_columns
+        typingctx, x, x_stride, words, words_stride, x_scales, x_zeros, groups, w, w_at, w_stride, scales, scales_at,
+        init, init_stride, out, out_stride, n_columns,
     ):  # fmt: skip
-        arguments = (x, x_stride, w, w_at, w_stride, scales, scales_at, scales_stride, out, out_stride, n_columns)
+        kinds = (
+            x, x_stride, words, words_stride, x_scales, x_zeros, groups, w, w_at, w_stride, scales, scales_at,
+            init, init_stride, out, out_stride, n_columns,
+        )  # fmt: skip
 
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            writer = _Writer(builder, str(w.dtype), n_x, n_w)
-            arrays = [context.make_array(signature.args[n])(context, builder, values[n]).data for n in (2, 5)]
-            w_at, w_stride, scales_at, scales_stride = (values[n] for n in (3, 4, 6, 7))
-            writer.rows(values[0], values[1], arrays[0], w_at, w_stride, arrays[1], scales_at, scales_stride)
-            writer.store(writer.sums(values[10]), values[8], values[9])
+            values = list(values)
+            for n in (7, 10):  # arrays, by their data
+                values[n] = context.make_array(signature.args[n])(context, builder, values[n]).data
+            _Writer(builder, machine, n_x, n_vectors, _Arguments(*values)).write(str(w.dtype))
             return context.get_dummy_value()
 
-        return types.void(*arguments), codegen
+        return types.void(*kinds), codegen
 
     return compute
+
+
+class _Arguments(NamedTuple):
+    """Addresses are whole numbers, strides and places count numbers (of w in 4 bits: bytes)."""
+
+    x: Any
+    """Address of float32 activations, and their stride."""
+    x_stride: Any
+    words: Any
+    """Address of activations in 8 bits, for integer weights, and their stride; their scales, and what a group's sum
+    begins with (weights are kept without a sign, so it is minus the offset times the sum of the activations)."""
+    words_stride: Any
+    x_scales: Any
+    x_zeros: Any
+    groups: Any
+    """The stride of both."""
+    w: Any
+    w_at: Any
+    w_stride: Any
+    """From one column of float32 to the next."""
+    scales: Any
+    """As bfloat16, (groups, PANEL) from `scales_at` on."""
+    scales_at: Any
+    init: Any
+    """Address of what the sums begin with, and its stride, which may be 0."""
+    init_stride: Any
+    out: Any
+    out_stride: Any
+    n_columns: Any
+    """At least 1; of bfloat16 a multiple of 2, of integers a multiple of `GROUP`."""
 
 
 class _Writer:
     """Writes one tile's code into a function."""
 
-    def __init__(self, builder: Any, kind: str, n_x: int, n_w: int) -> None:
-        self.b, self.kind, self.n_x, self.n_w = builder, kind, n_x, n_w
-        self.grouped = kind in ("int8", "uint8")
-        self.fma = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), f"llvm.fma.v{LANES}f32"
+    def __init__(self, builder: Any, machine: Machine, n_x: int, n_vectors: int, given: _Arguments) -> None:
+        self.b, self.machine, self.n_x, self.n_v, self.given = builder, machine, n_x, n_vectors, given
+        self.lanes = machine.lanes
+        self.floats, self.ints = ir.VectorType(_F32, self.lanes), ir.VectorType(_I32, self.lanes)
+        self.panel = self.lanes * n_vectors
+
+    def write(self, kind: str) -> None:
+        """All of it: the sums begin with `init`, pass over the columns, and are stored."""
+        given = self.given
+        sums = self._rows_of_vectors(given.init, given.init_stride, self._read)
+        if kind == "float32":
+            sums = self._loop(1, sums, self._float32)
+        elif kind == "uint16":
+            sums = self._loop(2, sums, self._bfloat16)
+        else:
+            sums = self._loop(GROUP, sums, self._integers_of_8_bits if kind == "int8" else self._integers_of_4_bits)
+        vectors = iter(sums)
+        self._rows_of_vectors(given.out, given.out_stride, lambda place: self._store(next(vectors), place))
+
+    # ---- one step over the columns, for each number type ----
+
+    def _float32(self, column: Any, sums: list[Any]) -> list[Any]:
+        """sums[i] += x[i, column] w[:, column]."""
+        at = self.b.add(self.given.w_at, self.b.mul(column, self.given.w_stride))
+        weights = [self._weights(at, v * self.lanes, self.floats) for v in range(self.n_v)]
+        return self._multiplied(column, weights, sums)
+
+    def _bfloat16(self, column: Any, sums: list[Any]) -> list[Any]:
+        """Two columns: the lower and the upper half of each word are the upper half of a float32."""
+        at = self.b.add(self.given.w_at, self._times(column, self.panel))
+        pairs = [self._weights(at, 2 * v * self.lanes, self.ints) for v in range(self.n_v)]
+        lower = [self.b.bitcast(self.b.shl(pair, self._splat(16)), self.floats) for pair in pairs]
+        upper = [self.b.bitcast(self.b.and_(pair, self._splat(-(2**16))), self.floats) for pair in pairs]
+        return self._multiplied(self._plus(column, 1), upper, self._multiplied(column, lower, sums))
+
+    def _multiplied(self, column: Any, weights: list[Any], sums: list[Any]) -> list[Any]:
+        fma, result = self._function("llvm.fma.v{}f32", self.floats, 3), []
+        for i in range(self.n_x):
+            x = self._spread(self._number(self.given.x, self.given.x_stride, i, column, _F32))
+            result += [self.b.call(fma, [x, weights[v], sums[i * self.n_v + v]]) for v in range(self.n_v)]
+        return result
+
+    def _integers_of_8_bits(self, column: Any, sums: list[Any]) -> list[Any]:
+        """A group: eight times four columns."""
+        at = self.b.add(self.given.w_at, self._times(column, self.panel))
+        return self._group(
+            column, sums, lambda four, v: self._weights(at, 4 * (four * self.panel + v * self.lanes), self.ints)
         )
 
-    def rows(
-        self, x: Any, x_stride: Any, w: Any, w_at: Any, w_stride: Any, scales: Any, s_at: Any, s_stride: Any
-    ) -> None:
-        """Where each row begins."""
-        b = self.b
-        self.w, self.scales = w, scales
-        floats = b.inttoptr(x, _F32.as_pointer())
-        self.x_rows = [b.gep(floats, [self._times(x_stride, i)]) for i in range(self.n_x)]
-        self.w_rows = [b.add(w_at, self._times(w_stride, j)) for j in range(self.n_w)]
-        self.s_rows = [b.add(s_at, self._times(s_stride, j)) for j in range(self.n_w)]
+    def _integers_of_4_bits(self, column: Any, sums: list[Any]) -> list[Any]:
+        """A group: each byte holds a column in its low half, and the fourth after it in its high half."""
+        at = self.b.add(self.given.w_at, self._times(self._halved(column), self.panel))
+        read: dict[tuple[int, int], Any] = {}
 
-    def sums(self, n_columns: Any) -> list[list[Any]]:
-        """The loop over groups of columns: n_x x n_w vectors of partial sums."""
-        b, zero = self.b, ir.Constant(_FLOATS, [0.0] * LANES)
+        def weights(four: int, v: int) -> Any:
+            key = (four // 2, v)
+            if key not in read:
+                read[key] = self._weights(at, 4 * (four // 2 * self.panel + v * self.lanes), self.ints)
+            half = self.b.lshr(read[key], self._splat(4)) if four % 2 else read[key]
+            return self.b.and_(half, self._splat(0x0F0F0F0F))
+
+        return self._group(column, sums, weights)
+
+    def _group(self, column: Any, sums: list[Any], weights: Any) -> list[Any]:
+        """sums[i] += x's scale times w's scales times the exact sum of a group's products."""
+        b, given = self.b, self.given
+        group = b.udiv(column, ir.Constant(column.type, GROUP))
+        totals = []
+        for i in range(self.n_x):
+            zero = self._spread(self._number(given.x_zeros, given.groups, i, group, _I32))
+            totals += [zero] * self.n_v
+        per_word = 1 if self.machine.dot == "vnni" else 2
+        first = self._times(group, GROUP // 4 * per_word)
+        for four in range(GROUP // 4):
+            columns = [weights(four, v) for v in range(self.n_v)]
+            for i in range(self.n_x):
+                words = [
+                    self._spread(
+                        self._number(given.words, given.words_stride, i, self._plus(first, four * per_word + n), _I32)
+                    )
+                    for n in range(per_word)
+                ]
+                for v in range(self.n_v):
+                    k = i * self.n_v + v
+                    totals[k] = self._dot(totals[k], columns[v], words)
+        fma, result, w_scales = self._function("llvm.fma.v{}f32", self.floats, 3), list(sums), []
+        at = b.add(given.scales_at, self._times(group, self.panel))
+        for v in range(self.n_v):
+            upper = self._at(given.scales, self._plus(at, v * self.lanes), ir.VectorType(_I16, self.lanes))
+            bits = b.shl(b.zext(self._read(upper), self.ints), self._splat(16))
+            w_scales.append(b.bitcast(bits, self.floats))
+        for i in range(self.n_x):
+            x_scale = self._spread(self._number(given.x_scales, given.groups, i, group, _F32))
+            for v in range(self.n_v):
+                k = i * self.n_v + v
+                scale = b.fmul(x_scale, w_scales[v])
+                result[k] = b.call(fma, [b.sitofp(totals[k], self.floats), scale, sums[k]])
+        return result
+
+    def _dot(self, total: Any, weights: Any, words: list[Any]) -> Any:
+        """total + the products of each lane's four bytes without a sign with those of a word of activations."""
+        b, n = self.b, self.lanes
+        if self.machine.dot == "vnni":
+            bytes_ = ir.VectorType(ir.IntType(8), 4 * n)
+            kinds = [bytes_, bytes_] if llvmlite.binding.llvm_version_info[0] >= 22 else [self.ints, self.ints]
+            name = f"llvm.x86.avx512.vpdpbusd.{32 * n}"
+            function = cgutils.get_or_insert_function(b.module, ir.FunctionType(self.ints, [self.ints, *kinds]), name)
+            return b.call(function, [total, b.bitcast(weights, kinds[0]), b.bitcast(words[0], kinds[1])])
+        # bytes 0 and 2, then 1 and 3, as two numbers of 16 bits
+        for word, shift in zip(words, (0, 8), strict=True):
+            pair = b.lshr(weights, self._splat(shift)) if shift else weights
+            total = b.add(total, self._pairs(b.and_(pair, self._splat(0x00FF00FF)), word))
+        return total
+
+    def _pairs(self, left: Any, right: Any) -> Any:
+        """The sum of each lane's two products of 16 bits."""
+        b, n = self.b, self.lanes
+        if self.machine.dot == "pairs":
+            halves = ir.VectorType(_I16, 2 * n)
+            name = "llvm.x86.avx512.pmaddw.d.512" if n == 16 else "llvm.x86.avx2.pmadd.wd"
+            function = cgutils.get_or_insert_function(b.module, ir.FunctionType(self.ints, [halves, halves]), name)
+            return b.call(function, [b.bitcast(left, halves), b.bitcast(right, halves)])
+        sixteen = self._splat(16)
+        low = b.mul(b.and_(left, self._splat(0xFFFF)), b.ashr(b.shl(right, sixteen), sixteen))
+        return b.add(low, b.mul(b.lshr(left, sixteen), b.ashr(right, sixteen)))
+
+    # ---- what the steps are made of ----
+
+    def _loop(self, by: int, sums: list[Any], step: Any) -> list[Any]:
+        """`step` for the columns 0, `by`, 2 `by` ..."""
+        b, n_columns = self.b, self.given.n_columns
         entry, body, done = b.block, b.append_basic_block("columns"), b.append_basic_block("done")
         b.branch(body)
         b.position_at_end(body)
         column = b.phi(n_columns.type)
+        phis = [b.phi(self.floats) for _ in sums]
+        results = step(column, phis)
+        following = self._plus(column, by)
         column.add_incoming(ir.Constant(n_columns.type, 0), entry)
-        before = [[b.phi(_FLOATS) for _ in range(self.n_w)] for _ in range(self.n_x)]
-        sums = [[zero if self.grouped else phi for phi in row] for row in before]
-        weights = [self._weights(j, column) for j in range(self.n_w)]
-        for step in range(_STEPS):
-            for i in range(self.n_x):
-                piece = self._load(self._at(self.x_rows[i], self._plus(column, step * LANES), _FLOATS))
-                for j in range(self.n_w):
-                    sums[i][j] = b.call(self.fma, [piece, weights[j](step), sums[i][j]])
-        if self.grouped:
-            group = b.udiv(column, ir.Constant(column.type, GROUP))
-            factors = [self._spread(b.load(b.gep(self.scales, [b.add(row, group)]))) for row in self.s_rows]
-            for i in range(self.n_x):
-                for j in range(self.n_w):
-                    sums[i][j] = b.call(self.fma, [sums[i][j], factors[j], before[i][j]])
-        following = self._plus(column, GROUP)
         column.add_incoming(following, body)
-        for phis, row in zip(before, sums, strict=True):
-            for phi, value in zip(phis, row, strict=True):
-                phi.add_incoming(zero, entry)
-                phi.add_incoming(value, body)
+        for phi, before, after in zip(phis, sums, results, strict=True):
+            phi.add_incoming(before, entry)
+            phi.add_incoming(after, body)
         b.cbranch(b.icmp_signed("<", following, n_columns), body, done)
         b.position_at_end(done)
-        return sums
+        return results
 
-    def store(self, sums: list[list[Any]], out: Any, stride: Any) -> None:
-        """Add up each vector, halves onto each other, always in the same order."""
-        b, floats = self.b, self.b.inttoptr(out, _F32.as_pointer())
-        for i in range(self.n_x):
-            for j in range(self.n_w):
-                total, width = sums[i][j], LANES
-                while width > 1:
-                    width //= 2
-                    low, high = (self._lanes(total, range(k, k + width)) for k in (0, width))
-                    total = b.fadd(low, high)
-                number = b.extract_element(total, ir.Constant(_I32, 0))
-                b.store(number, b.gep(floats, [self._plus(self._times(stride, i), j)]))
+    def _rows_of_vectors(self, address: Any, stride: Any, use: Any) -> list[Any]:
+        """`use` of the place of each vector of each row of float32 numbers."""
+        base = self.b.inttoptr(address, _F32.as_pointer())
+        return [
+            use(self._at(base, self._plus(self._times(stride, i), v * self.lanes), self.floats))
+            for i in range(self.n_x)
+            for v in range(self.n_v)
+        ]
 
-    def _weights(self, j: int, column: Any) -> Any:
-        """The weights of row j from `column` on: a function from a number of vectors to those, without their scale."""
-        b = self.b
-        read: dict[int, Any] = {}
-        if self.kind == "uint8":  # a group is GROUP / 2 bytes, its first half in their low bits
-            place = b.add(self.w_rows[j], b.lshr(column, ir.Constant(column.type, 1)))
-            half = _STEPS // 2 or 1
-            for step in range(_STEPS):
-                byte = self._load(self._at(self.w, self._plus(place, step % half * LANES), ir.VectorType(_I8, LANES)))
-                wide = b.zext(byte, _INTS)
-                if step >= half:
-                    four = b.lshr(wide, self._ints(4))
-                else:
-                    four = b.and_(wide, self._ints(15))
-                read[step] = b.sitofp(b.sub(four, self._ints(8)), _FLOATS)
-            return read.__getitem__
+    def _number(self, address: Any, stride: Any, i: int, place: Any, kind: Any) -> Any:
+        """Number `place` of row `i`."""
+        row = self.b.gep(self.b.inttoptr(address, kind.as_pointer()), [self._times(stride, i)])
+        return self.b.load(self.b.gep(row, [place]))
 
-        def weights(step: int) -> Any:
-            if step not in read:
-                place = self._plus(b.add(self.w_rows[j], column), step * LANES)
-                read[step] = self._as_floats(place)
-            return read[step]
+    def _weights(self, at: Any, further: int, kind: Any) -> Any:
+        return self._read(self._at(self.given.w, self._plus(at, further), kind))
 
-        return weights
-
-    def _as_floats(self, place: Any) -> Any:
-        b = self.b
-        if self.kind == "float32":
-            return self._load(self._at(self.w, place, _FLOATS))
-        if self.kind == "uint16":
-            upper = b.zext(self._load(self._at(self.w, place, ir.VectorType(_I16, LANES))), _INTS)
-            return b.bitcast(b.shl(upper, self._ints(16)), _FLOATS)
-        byte = self._load(self._at(self.w, place, ir.VectorType(_I8, LANES)))
-        return b.sitofp(b.sext(byte, _INTS), _FLOATS)
+    def _function(self, name: str, kind: Any, n: int) -> Any:
+        return cgutils.get_or_insert_function(self.b.module, ir.FunctionType(kind, [kind] * n), name.format(self.lanes))
 
     def _times(self, value: Any, n: int) -> Any:
         return self.b.mul(value, ir.Constant(value.type, n))
@@ -165,21 +289,24 @@ class _Writer:
     def _plus(self, value: Any, n: int) -> Any:
         return self.b.add(value, ir.Constant(value.type, n))
 
-    def _ints(self, n: int) -> Any:
-        return ir.Constant(_INTS, [n] * LANES)
+    def _halved(self, value: Any) -> Any:
+        return self.b.lshr(value, ir.Constant(value.type, 1))
+
+    def _splat(self, n: int) -> Any:
+        return ir.Constant(self.ints, [n] * self.lanes)
 
     def _at(self, base: Any, offset: Any, kind: Any) -> Any:
         return self.b.bitcast(self.b.gep(base, [offset]), kind.as_pointer())
 
-    def _load(self, pointer: Any) -> Any:
+    def _read(self, pointer: Any) -> Any:
         value = self.b.load(pointer)
         value.align = 1
         return value
 
-    def _lanes(self, vector: Any, lanes: range) -> Any:
-        mask = ir.Constant(ir.VectorType(_I32, len(lanes)), list(lanes))
-        return self.b.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
+    def _store(self, value: Any, pointer: Any) -> None:
+        self.b.store(value, pointer).align = 1
 
     def _spread(self, number: Any) -> Any:
-        one = self.b.insert_element(ir.Constant(_FLOATS, ir.Undefined), number, ir.Constant(_I32, 0))
-        return self.b.shuffle_vector(one, ir.Constant(_FLOATS, ir.Undefined), self._ints(0))
+        kind = ir.VectorType(number.type, self.lanes)
+        one = self.b.insert_element(ir.Constant(kind, ir.Undefined), number, ir.Constant(_I32, 0))
+        return self.b.shuffle_vector(one, ir.Constant(kind, ir.Undefined), self._splat(0))

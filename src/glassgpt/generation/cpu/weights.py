@@ -1,4 +1,4 @@
-"""The weights of a GPT-2 as the kernels read them: matrices as (out, in), columns filled up, in any number type.
+"""The weights of a GPT-2 as the kernels read them: matrices in panels (see `tiles`), in any number type.
 
 They come from a model directory, whose file is mapped and not read, or from tensors under GPT-2's names.
 """
@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from glassgpt.config import GPTConfig
 from glassgpt.generation.cpu import kernels
-from glassgpt.generation.cpu.tiles import GROUP
+from glassgpt.generation.cpu.numbers import GROUP, Array, Groups, to_groups, zeros
+from glassgpt.generation.cpu.tiles import PANEL
 from glassgpt.json_file import read_json
 from glassgpt.weights.families.config_json import from_config_json
 
-Array = npt.NDArray[Any]
-
 PRECISIONS = ("float32", "bfloat16", "int8", "int4")
-"""Number types of the matrices: 32, 16, 9 and 5 bits a weight, the scales of the last two included."""
+"""Number types of the matrices: 32, 16, 8.5 and 4.5 bits a weight, the scales of the last two included."""
 
 
 class Weights(NamedTuple):
-    """Matrices are (..., out, in); `_scales` hold a factor for each group of columns, or nothing."""
+    """Matrices are (layers, panels, numbers), biases filled up to whole panels; `_scales`: (layers, panels, groups x
+    PANEL) as bfloat16, or nothing."""
 
     tokens: Array
     token_scales: Array
@@ -62,18 +62,29 @@ class Packed(NamedTuple):
     weights: Weights
 
     @property
+    def offset(self) -> int:
+        """What was added to integer weights, so that they have no sign; 0 for floats."""
+        return _OFFSETS[self.precision]
+
+    @property
     def n_bytes(self) -> int:
         """Memory of the weights; the file's own pages, where they are used as they are, included."""
         return sum(array.nbytes for array in {id(array): array for array in self.weights}.values())
 
 
-def pack(config: GPTConfig, tensors: Mapping[str, Array], precision: str = "float32") -> Packed:
-    """From float32 or float16 tensors under GPT-2's names.
+def pack(
+    config: GPTConfig, tensors: Mapping[str, Array | Groups], precision: str = "float32", threads: int = 1
+) -> Packed:
+    """From float32 or float16 tensors under GPT-2's names, or matrices that are integers already; all are copied.
 
-    `ValueError` for one that is missing, unexpected, misshapen or not finite. Where float32 columns need no filling up,
-    the token embedding is used as it is, without a copy.
+    `ValueError` for one that is missing, unexpected, misshapen or not finite.
     """
-    d, source = config.emb_dim, _Source(config.n_layers, tensors, precision)
+    with ThreadPoolExecutor(threads) as pool:
+        return _packed(config, _Source(config.n_layers, tensors, precision, pool))
+
+
+def _packed(config: GPTConfig, source: _Source) -> Packed:
+    d = config.emb_dim
     tokens = source.rows("wte.weight", config.vocab_size, d)
     head = tokens if config.tie_embeddings else source.rows("lm_head.weight", config.vocab_size, d)
     qkv = source.matrices("attn.c_attn.weight", d, 3 * d)
@@ -86,72 +97,128 @@ def pack(config: GPTConfig, tensors: Mapping[str, Array], precision: str = "floa
         source.vectors("ln_1.weight", d),
         source.vectors("ln_1.bias", d),
         *qkv,
-        source.vectors("attn.c_attn.bias", 3 * d),
+        source.biases("attn.c_attn.bias", 3 * d),
         *projection,
-        source.vectors("attn.c_proj.bias", d),
+        source.biases("attn.c_proj.bias", d),
         source.vectors("ln_2.weight", d),
         source.vectors("ln_2.bias", d),
         *widen,
-        source.vectors("mlp.c_fc.bias", 4 * d),
+        source.biases("mlp.c_fc.bias", 4 * d),
         *narrow,
-        source.vectors("mlp.c_proj.bias", d),
+        source.biases("mlp.c_proj.bias", d),
         source.get("ln_f.weight", d),
         source.get("ln_f.bias", d),
         *head,
-        np.zeros(config.vocab_size, np.float32),
+        np.zeros(kernels.filled(config.vocab_size), np.float32),
     )
+    source.finish()
     if source.left.keys() - {"lm_head.weight"}:  # a tied head may be there twice
         raise ValueError(f"unexpected {min(source.left)[:100]}")
-    return Packed(config, precision, weights)
+    return Packed(config, source.precision, weights)
+
+
+_OFFSETS = {"float32": 0, "bfloat16": 0, "int8": 128, "int4": 8}
 
 
 class _Source:
-    """Tensors under GPT-2's names, each taken once; `left` are those that nobody has asked for."""
+    """Tensors under GPT-2's names, each taken once; `left` are those that nobody has asked for.
 
-    def __init__(self, n_layers: int, tensors: Mapping[str, Array], precision: str) -> None:
+    The work of packing goes to the `pool`; `finish` waits for it.
+    """
+
+    def __init__(
+        self, n_layers: int, tensors: Mapping[str, Array | Groups], precision: str, pool: ThreadPoolExecutor
+    ) -> None:
         self.left = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
-        self._n_layers, self._precision = n_layers, precision
+        self.precision = precision
+        self._n_layers, self._pool = n_layers, pool
+        self._work: list[Future[None]] = []
 
     def get(self, name: str, *shape: int) -> Array:
-        """A tensor as float32, a view where it is that already; checked."""
-        if (found := self.left.pop(name, None)) is None:
-            raise ValueError(f"missing {name} {list(shape)}")
-        if found.shape != shape:
-            raise ValueError(f"{name} is {list(found.shape)} instead of {list(shape)}")
-        found = np.ascontiguousarray(found, np.float32)
-        if not np.isfinite(kernels.total(found.reshape(-1))):
-            raise ValueError(f"{name} holds NaN or infinite values")
-        return found
+        """A float32 copy of a tensor."""
+        return np.array(self._floats(name, self._take(name, shape)), np.float32)
 
     def vectors(self, name: str, n: int) -> Array:
         """(n_layers, n): one vector of each layer."""
         return np.stack([self.get(f"h.{layer}.{name}", n) for layer in range(self._n_layers)])
 
+    def biases(self, name: str, n: int) -> Array:
+        """The same, filled up to whole panels."""
+        return np.pad(self.vectors(name, n), ((0, 0), (0, kernels.filled(n) - n)))
+
     def rows(self, name: str, n_rows: int, n_columns: int) -> tuple[Array, Array]:
-        """A matrix that is (out, in) already, its columns filled up, and its scales."""
-        matrix, columns = self.get(name, n_rows, n_columns), kernels.filled(n_columns)
-        if columns != n_columns:
-            wide = np.zeros((n_rows, columns), np.float32)
-            wide[:, :n_columns] = matrix
-            matrix = wide
-        return to_precision(matrix, self._precision)
+        """A matrix that is (out, in) already, in panels, and its scales."""
+        data, scales = self._room(n_rows, n_columns)
+        self._pack(name, self._take(name, (n_rows, n_columns)), data, scales)
+        return data, scales
 
     def matrices(self, name: str, n_in: int, n_out: int) -> tuple[Array, Array]:
-        """(n_layers, n_out, columns) from an (in, out) matrix of each layer, one at a time, and their scales."""
-        whole = scales = None
+        """One of each layer from (in, out) matrices, or groups, which are (out, in); and their scales."""
+        data, scales = self._room(n_out, n_in, self._n_layers)
         for layer in range(self._n_layers):
-            turned = np.zeros((n_out, kernels.filled(n_in)), np.float32)
-            kernels.transpose(self.get(f"h.{layer}.{name}", n_in, n_out), turned)
-            data, factors = to_precision(turned, self._precision)
-            if whole is None or scales is None:
-                whole = np.empty((self._n_layers, *data.shape), data.dtype)
-                scales = np.empty((self._n_layers, *factors.shape), np.float32)
-            whole[layer], scales[layer] = data, factors
-        assert whole is not None and scales is not None
-        return whole, scales
+            full = f"h.{layer}.{name}"
+            matrix = self._take(full, (n_in, n_out))
+            self._pack(full, matrix if isinstance(matrix, Groups) else matrix.T, data[layer], scales[layer])
+        return data, scales
+
+    def finish(self) -> None:
+        """Until all is packed."""
+        for work in self._work:
+            work.result()
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> Any:
+        if (found := self.left.pop(name, None)) is None:
+            raise ValueError(f"missing {name} {list(shape)}")
+        if isinstance(found, Groups):
+            if name != "wte.weight" and name != "lm_head.weight":
+                shape = shape[::-1]
+            if found.numbers.shape != shape or found.scales.shape != (shape[0], -(-shape[1] // GROUP)):
+                raise ValueError(f"{name} is {list(found.numbers.shape)} instead of {list(shape)}")
+        elif found.shape != shape:
+            raise ValueError(f"{name} is {list(found.shape)} instead of {list(shape)}")
+        return found
+
+    def _floats(self, name: str, found: Any) -> Array:
+        """As float32, a view where it is that already; checked."""
+        if isinstance(found, Groups):
+            found = found.to_float32()
+        found = np.asarray(found, np.float32)
+        if not np.isfinite(kernels.total(found.ravel("K"))):
+            raise ValueError(f"{name} holds NaN or infinite values")
+        return found
+
+    def _room(self, n_rows: int, n_columns: int, *before: int) -> tuple[Array, Array]:
+        panels, columns = kernels.filled(n_rows) // PANEL, kernels.filled(n_columns)
+        kind = dict(float32=np.float32, bfloat16=np.uint16, int8=np.int8, int4=np.uint8)[self.precision]
+        numbers = columns * PANEL // (2 if self.precision == "int4" else 1)
+        groups = columns // GROUP if _OFFSETS[self.precision] else 0
+        return zeros((*before, panels, numbers), kind), zeros((*before, panels, groups * PANEL), np.uint16)
+
+    def _pack(self, name: str, found: Any, data: Array, scales: Array) -> None:
+        """In pieces, so that all threads have work."""
+        for first in range(0, len(data), 64):
+            piece = slice(first, first + 64)
+            rows = slice(first * PANEL, (first + 64) * PANEL)
+            part = Groups(found.numbers[rows], found.scales[rows]) if isinstance(found, Groups) else found[rows]
+            self._work.append(self._pool.submit(self._pack_piece, name, part, data[piece], scales[piece]))
+
+    def _pack_piece(self, name: str, part: Any, data: Array, scales: Array) -> None:
+        if not len(data):
+            return
+        if not _OFFSETS[self.precision]:
+            put = kernels.pack_float32 if self.precision == "float32" else kernels.pack_bfloat16
+            put(self._floats(name, part), 0, data)
+            return
+        if not isinstance(part, Groups):
+            part = to_groups(self._floats(name, part), 8 if self.precision == "int8" else 4)
+        (kernels.pack_int8 if self.precision == "int8" else kernels.pack_int4)(part.numbers, 0, data)
+        upper = (np.ascontiguousarray(part.scales, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        for panel in range(-(-len(upper) // PANEL)):
+            rows = upper[panel * PANEL : (panel + 1) * PANEL]
+            scales[panel].reshape(-1, PANEL)[: rows.shape[1], : len(rows)] = rows.T
 
 
-def load(directory: str | Path, precision: str = "float32") -> Packed:
+def load(directory: str | Path, precision: str = "float32", threads: int = 1) -> Packed:
     """From a model directory with one `model.safetensors` of float32 or float16 tensors, which is mapped.
 
     `ValueError` where it is damaged, `FileNotFoundError` where it is not there, `UnsupportedError` for number types
@@ -160,7 +227,7 @@ def load(directory: str | Path, precision: str = "float32") -> Packed:
     directory = Path(directory)
     config = from_config_json(read_json(directory / "config.json"), str(directory / "config.json"))
     try:
-        return pack(config, _mapped(directory / "model.safetensors"), precision)
+        return pack(config, _mapped(directory / "model.safetensors"), precision, threads)
     except UnsupportedError:
         raise
     except ValueError as error:
@@ -195,29 +262,3 @@ def _mapped(path: Path) -> dict[str, Array]:
 
 class UnsupportedError(ValueError):
     """A sound file that the readable model takes and the CPU decoder does not."""
-
-
-def to_precision(matrix: Array, precision: str) -> tuple[Array, Array]:
-    """A float32 (rows, columns) matrix in a number type of `PRECISIONS`, and its scales, (rows, groups) or (1, 1).
-
-    Each group of `GROUP` columns has its own scale, so a column that stands out costs its own group alone.
-    """
-    none = np.zeros((1, 1), np.float32)
-    if precision == "float32":
-        return matrix, none
-    if precision == "bfloat16":
-        return kernels.to_bfloat16(matrix.view(np.uint32)), none
-    groups = matrix.reshape(len(matrix), -1, GROUP)
-    if precision == "int8":
-        scales = np.abs(groups).max(axis=2) / np.float32(127)
-    else:  # the number that is largest without its sign becomes -8, of the numbers from -8 to 7
-        at = np.abs(groups).argmax(axis=2)
-        scales = np.take_along_axis(groups, at[:, :, None], axis=2)[:, :, 0] / np.float32(-8)
-    safe = np.where(scales == 0, np.float32(1), scales)
-    numbers = np.rint(groups / safe[:, :, None])
-    if precision == "int8":
-        return numbers.astype(np.int8).reshape(matrix.shape), scales.astype(np.float32)
-    nibbles = (np.clip(numbers, -8, 7) + 8).astype(np.uint8)
-    half = GROUP // 2
-    packed = nibbles[:, :, :half] | (nibbles[:, :, half:] << 4)
-    return packed.reshape(len(matrix), -1), scales.astype(np.float32)
