@@ -468,12 +468,12 @@ def embed(phases, phase, tokens, w, scales, positions, vectors, out):
 
 
 @compiled()
-def pack_float32(matrix, first, out):
-    """(rows, columns) -> (panels, columns x PANEL), from the panel `first` on as far as `out` goes; any strides."""
+def pack_float32(matrix, out):
+    """(rows, columns) -> (panels, columns x PANEL); any strides."""
     rows, columns = matrix.shape
     for p in range(len(out)):
-        row = (first + p) * PANEL
-        n = min(PANEL, rows - row)
+        row = p * PANEL
+        n = min(PANEL, max(0, rows - row))
         into = out[p].reshape(-1, PANEL)
         for c in range(columns):
             for r in range(n):
@@ -481,12 +481,12 @@ def pack_float32(matrix, first, out):
 
 
 @compiled()
-def pack_bfloat16(matrix, first, out):
+def pack_bfloat16(matrix, out):
     """(rows, columns) -> (panels, columns / 2 x PANEL x 2), rounded to the nearest even number."""
     rows, columns = matrix.shape
     for p in range(len(out)):
-        row = (first + p) * PANEL
-        n = min(PANEL, rows - row)
+        row = p * PANEL
+        n = min(PANEL, max(0, rows - row))
         into = out[p].reshape(-1, PANEL, 2)
         for c in range(columns):
             for r in range(n):
@@ -494,12 +494,12 @@ def pack_bfloat16(matrix, first, out):
 
 
 @compiled()
-def pack_int8(numbers, first, out):
+def pack_int8(numbers, out):
     """(rows, columns) int8 -> (panels, columns / 4 x PANEL x 4), with 128 added: without a sign."""
     rows, columns = numbers.shape
     for p in range(len(out)):
-        row = (first + p) * PANEL
-        n = min(PANEL, rows - row)
+        row = p * PANEL
+        n = min(PANEL, max(0, rows - row))
         into = out[p].reshape(-1, PANEL, 4)
         for c in range(columns):
             for r in range(n):
@@ -507,17 +507,28 @@ def pack_int8(numbers, first, out):
 
 
 @compiled()
-def pack_int4(numbers, first, out):
+def pack_int4(numbers, out):
     """(rows, columns) int8 -> (panels, columns / 8 x PANEL x 4) bytes: a column, and the fourth after it above."""
     rows, columns = numbers.shape
     for p in range(len(out)):
-        row = (first + p) * PANEL
-        n = min(PANEL, rows - row)
+        row = p * PANEL
+        n = min(PANEL, max(0, rows - row))
         into = out[p].reshape(-1, PANEL, 4)
         for c in range(columns):
             shift = np.uint8(4 if c % 8 >= 4 else 0)
             for r in range(n):
                 into[c // 8, r, c % 4] |= np.uint8((numbers[row + r, c] + 8) << shift)
+
+
+@compiled()
+def pack_scales(scales, out):
+    """(rows, groups) float32 that are bfloat16 numbers -> (panels, groups x PANEL) of their upper halves."""
+    rows, groups = scales.shape
+    for p in range(len(out)):
+        into = out[p].reshape(-1, PANEL)
+        for r in range(min(PANEL, max(0, rows - p * PANEL))):
+            for g in range(groups):
+                into[g, r] = _to_bfloat16(scales[p * PANEL + r, g])
 
 
 @compiled(fastmath={"contract", "reassoc"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ def load_decoder(
     try:
         if not (path / "model.safetensors").is_file() or not (path / "tokenizer.json").is_file():
             raise UnsupportedError
-        tokenizer, packed = Tokenizer.load(path), load(path, precision, threads)
+        with ThreadPoolExecutor(1) as beside:  # a third of a second each
+            reading = beside.submit(Tokenizer.load, path)
+            packed = load(path, precision, threads)
+            tokenizer = reading.result()
     except UnsupportedError:
         from glassgpt.checkpoint import load_model  # any other format, through the readable model
 

@@ -6,7 +6,8 @@ They come from a model directory, whose file is mapped and not read, or from ten
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import mmap
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,14 +74,19 @@ class Packed(NamedTuple):
 
 
 def pack(
-    config: GPTConfig, tensors: Mapping[str, Array | Groups], precision: str = "float32", threads: int = 1
+    config: GPTConfig,
+    tensors: Mapping[str, Array | Groups],
+    precision: str = "float32",
+    threads: int = 1,
+    release: Callable[[], None] = lambda: None,
 ) -> Packed:
     """From float32 or float16 tensors under GPT-2's names, or matrices that are integers already; all are copied.
 
-    `ValueError` for one that is missing, unexpected, misshapen or not finite.
+    `release` is called now and then: what has been read until then is not needed again. `ValueError` for a tensor that
+    is missing, unexpected, misshapen or not finite.
     """
     with ThreadPoolExecutor(threads) as pool:
-        return _packed(config, _Source(config.n_layers, tensors, precision, pool))
+        return _packed(config, _Source(config.n_layers, tensors, precision, pool, release))
 
 
 def _packed(config: GPTConfig, source: _Source) -> Packed:
@@ -127,11 +133,16 @@ class _Source:
     """
 
     def __init__(
-        self, n_layers: int, tensors: Mapping[str, Array | Groups], precision: str, pool: ThreadPoolExecutor
+        self,
+        n_layers: int,
+        tensors: Mapping[str, Array | Groups],
+        precision: str,
+        pool: ThreadPoolExecutor,
+        release: Callable[[], None],
     ) -> None:
         self.left = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
         self.precision = precision
-        self._n_layers, self._pool = n_layers, pool
+        self._n_layers, self._pool, self._release = n_layers, pool, release
         self._work: list[Future[None]] = []
 
     def get(self, name: str, *shape: int) -> Array:
@@ -203,19 +214,15 @@ class _Source:
             self._work.append(self._pool.submit(self._pack_piece, name, part, data[piece], scales[piece]))
 
     def _pack_piece(self, name: str, part: Any, data: Array, scales: Array) -> None:
-        if not len(data):
-            return
         if not _OFFSETS[self.precision]:
             put = kernels.pack_float32 if self.precision == "float32" else kernels.pack_bfloat16
-            put(self._floats(name, part), 0, data)
-            return
-        if not isinstance(part, Groups):
-            part = to_groups(self._floats(name, part), 8 if self.precision == "int8" else 4)
-        (kernels.pack_int8 if self.precision == "int8" else kernels.pack_int4)(part.numbers, 0, data)
-        upper = (np.ascontiguousarray(part.scales, np.float32).view(np.uint32) >> 16).astype(np.uint16)
-        for panel in range(-(-len(upper) // PANEL)):
-            rows = upper[panel * PANEL : (panel + 1) * PANEL]
-            scales[panel].reshape(-1, PANEL)[: rows.shape[1], : len(rows)] = rows.T
+            put(self._floats(name, part), data)
+        else:
+            bits = 8 if self.precision == "int8" else 4
+            groups = part if isinstance(part, Groups) else to_groups(self._floats(name, part), bits)
+            (kernels.pack_int8 if bits == 8 else kernels.pack_int4)(groups.numbers, data)
+            kernels.pack_scales(groups.scales, scales)
+        self._release()
 
 
 def load(directory: str | Path, precision: str = "float32", threads: int = 1) -> Packed:
@@ -227,15 +234,19 @@ def load(directory: str | Path, precision: str = "float32", threads: int = 1) ->
     directory = Path(directory)
     config = from_config_json(read_json(directory / "config.json"), str(directory / "config.json"))
     try:
-        return pack(config, _mapped(directory / "model.safetensors"), precision, threads)
+        tensors, release = _mapped(directory / "model.safetensors")
+        return pack(config, tensors, precision, threads, release)
     except UnsupportedError:
         raise
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from None
 
 
-def _mapped(path: Path) -> dict[str, Array]:
-    """The tensors of a safetensors file as views of the mapped file, once the library has found it sound."""
+def _mapped(path: Path) -> tuple[dict[str, Array], Callable[[], None]]:
+    """The tensors of a safetensors file as views of the mapped file, once the library has found it sound.
+
+    And a function that gives the memory of what was read back to the system, which may read it again.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -243,7 +254,9 @@ def _mapped(path: Path) -> dict[str, Array]:
             pass
     except SafetensorError as error:
         raise ValueError(f"{path.name} is damaged: {error}") from None
-    bytes_ = np.memmap(path, np.uint8, "c")  # writable, or the kernels would be compiled once more for it
+    with path.open("rb") as file:  # a private copy, writable: the kernels would be compiled once more for another
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    bytes_ = np.frombuffer(mapped, np.uint8)
     start = 8 + int.from_bytes(bytes_[:8].tobytes(), "little")
     header = json.loads(bytes_[8:start].tobytes())
     header.pop("__metadata__", None)
@@ -257,7 +270,12 @@ def _mapped(path: Path) -> dict[str, Array]:
         first, last = about["data_offsets"]
         tensor = bytes_[start + first : start + last].view(kinds[about["dtype"]]).reshape(about["shape"])
         tensors[name] = np.require(tensor, requirements="A")
-    return tensors
+
+    def release() -> None:
+        if hasattr(mapped, "madvise"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+    return tensors, release
 
 
 class UnsupportedError(ValueError):
