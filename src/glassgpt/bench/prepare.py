@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glassgpt.bench.plan import Sizes
-from glassgpt.checkpoint import load_model, save_model
 from glassgpt.data.corpus import manual_topics
 from glassgpt.files import write_text
 
@@ -35,6 +34,8 @@ class Request:
 
 def prepare(request: Request) -> dict[str, Any]:
     """The model's sizes, and tokens and a text for prompts; for a peer nothing, after its files are written."""
+    from glassgpt.checkpoint import load_model, save_model  # not before: the parent imports this module without torch
+
     prepared = Path(request.prepared)
     model, tokenizer = load_model(request.model)
     config = model.config

@@ -87,8 +87,8 @@ def _meanings(bench: Bench) -> dict[str, str]:
         "first token": "the whole command `glassgpt generate`, files and compiled code in the system's cache",
         "memory": "peak of the process that decodes one row",
         "beyond": "what of it is neither weights nor cache",
-        "greedy tokens": f"those of {bench.reference()}, or where they begin to differ; below float32, how many choices "
-        "are the same after the same text",
+        "greedy tokens": f"those of {bench.reference()}, or where they begin to differ; below float32, how many "
+        "choices are the same after the same text",
     }
 
 

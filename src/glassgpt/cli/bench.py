@@ -43,7 +43,11 @@ def add_commands(commands: Any) -> None:
         "first: the whole command for one token; may be repeated (default: all)",
     )
     bench.add_argument(
-        "--only", action="append", default=[], metavar="NAME", help="contenders whose names begin so; may be repeated"
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="contenders whose names begin so; may be repeated (default: all)",
     )
     bench.add_argument(
         "--peers", action="store_true", help="beside them transformers, CTranslate2 and llama.cpp, where installed"
