@@ -154,13 +154,13 @@ def test_memory_and_reading_are_of_this_machine(monkeypatch: pytest.MonkeyPatch)
     assert read_rate(1) is None
 
 
-def test_facts_are_the_models(saved: Path, tmp_path: Path) -> None:
-    facts = prepare.prepare(prepare.Request(str(saved), str(tmp_path)))
-    assert facts["model"]["context_length"] == CONTEXT and facts["model"]["vocab_size"] == 257
-    assert facts["model"]["n_parameters"] > 1000
-    assert len(facts["ids"]) == Sizes(**facts["sizes"]).n_ids
-    assert facts["text"] == "Hello, I am"
-    assert not list(tmp_path.iterdir())
+def test_facts_are_the_models(saved: Path, model: GPTModel) -> None:
+    facts = prepare.facts_of(saved, "mine")
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    sizes = {"context_length": CONTEXT, "vocab_size": 257, "n_parameters": n_parameters}
+    assert facts.model == {"name": "mine", **sizes}
+    assert facts.sizes == Sizes.of(CONTEXT) and len(facts.ids) == facts.sizes.n_ids
+    assert facts.text == "Hello, I am"
 
 
 def test_prompts_are_the_manuals_or_any_known_tokens(tokenizers_by_kind: dict[str, Tokenizer]) -> None:
@@ -179,7 +179,7 @@ def test_peers_write_the_same_text(saved: Path, request_for: Callable[..., turn.
     text = measure(request_for("cached", "decode"))["tokens"]
     for module, contender in (("transformers", "transformers"), ("ctranslate2", "ctranslate2 float32")):
         pytest.importorskip(module)
-        prepare.prepare(prepare.Request(str(saved), str(tmp_path), contender))
+        prepare.prepare(prepare.Request(str(saved), contender, str(tmp_path)))
         assert measure(request_for(contender, "decode"))["tokens"] == text
         assert measure(request_for(contender, "prompt"))["rate"] > 0
         assert len(measure(request_for(contender, "rows"))["rates"]) == len(ROW_COUNTS)
@@ -191,7 +191,7 @@ def test_llama_cpp_writes_the_same_text(saved: Path, request_for: Callable[..., 
     text = measure(request_for("cached", "decode"))["tokens"]
     for number_type in ("f32", "q4_0"):
         contender = f"llama.cpp {number_type}"
-        prepare.prepare(prepare.Request(str(saved), str(tmp_path), contender))
+        prepare.prepare(prepare.Request(str(saved), contender, str(tmp_path)))
         figures = measure(request_for(contender, "decode"))
         assert len(figures["tokens"]) == len(text)
         assert number_type != "f32" or figures["tokens"] == text

@@ -1,6 +1,6 @@
-"""What a benchmark needs before its first turn, in a process of its own, so that the parent loads no model.
+"""What a benchmark needs before its first turn: facts about the model, and its files for the peers.
 
-`python -m glassgpt.bench.prepare RESULT`, with a `Request` on standard input; as `turn`.
+`python -m glassgpt.bench.prepare RESULT`, with a `Request` on standard input, writes the files of one peer; as `turn`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glassgpt.bench.plan import Sizes
+from glassgpt.checkpoint import load_model, save_model
 from glassgpt.data.corpus import manual_topics
 from glassgpt.files import write_text
 
@@ -22,39 +23,50 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of a model without timing it."""
+
+    model: dict[str, Any]
+    """As `Bench.model`."""
+    sizes: Sizes
+    ids: list[int]
+    """Tokens that prompts are cut from."""
+    text: str
+    """A short text that the tokenizer knows."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Request:
-    """Facts about a model, or its files for a peer."""
+    """Which files a process is asked to write."""
 
     model: str
+    contender: str
+    """One of the peers."""
     prepared: str
-    """The directory that the files go to."""
-    contender: str | None = None
-    """The peer; None: the facts."""
+    """The directory that they go to."""
 
 
-def prepare(request: Request) -> dict[str, Any]:
-    """The model's sizes, and tokens and a text for prompts; for a peer nothing, after its files are written."""
-    from glassgpt.checkpoint import load_model, save_model  # not before: the parent imports this module without torch
+def facts_of(path: str | Path, name: str) -> Facts:
+    """The facts about the model at `path`, which is shown as `name`. Raises what `load_model` raises."""
+    model, tokenizer = load_model(path)
+    config = model.config
+    sizes = Sizes.of(config.context_length)
+    shown = {
+        "name": name,
+        "n_parameters": config.n_parameters(),
+        "context_length": config.context_length,
+        "vocab_size": config.vocab_size,
+    }
+    return Facts(shown, sizes, prompt_tokens(tokenizer, sizes.n_ids), short_text(tokenizer))
 
+
+def prepare(request: Request) -> None:
+    """Write the model in the peer's format."""
     prepared = Path(request.prepared)
     model, tokenizer = load_model(request.model)
-    config = model.config
-    if request.contender is None:
-        sizes = Sizes.of(config.context_length)
-        return {
-            "model": {
-                "name": request.model,
-                "n_parameters": config.n_parameters(),
-                "context_length": config.context_length,
-                "vocab_size": config.vocab_size,
-            },
-            "sizes": dataclasses.asdict(sizes),
-            "ids": prompt_tokens(tokenizer, sizes.n_ids),
-            "text": short_text(tokenizer),
-        }
     if request.contender.startswith("llama.cpp"):
         _write_gguf(model, tokenizer, prepared, request.contender.split()[-1])
-        return {}
+        return
     if not (prepared / "hf").exists():
         save_model(model, tokenizer, prepared / "hf")
     if request.contender.startswith("ctranslate2"):
@@ -62,7 +74,6 @@ def prepare(request: Request) -> dict[str, Any]:
         converter = importlib.import_module("ctranslate2.converters").TransformersConverter(str(prepared / "hf"))
         quantization = None if number_type == "float32" else number_type
         converter.convert(str(prepared / request.contender), quantization=quantization)
-    return {}
 
 
 def _write_gguf(model: Any, tokenizer: Tokenizer, prepared: Path, number_type: str) -> None:
@@ -114,7 +125,8 @@ def short_text(tokenizer: Tokenizer) -> str:
 
 def main() -> None:
     """See the module."""
-    write_text(Path(sys.argv[1]), json.dumps(prepare(Request(**json.load(sys.stdin)))))
+    prepare(Request(**json.load(sys.stdin)))
+    write_text(Path(sys.argv[1]), "{}")
 
 
 if __name__ == "__main__":

@@ -82,15 +82,14 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="glassgpt-bench-") as directory:
         show = progress or (lambda *_: None)
         show("reading the model", 0, 0, None)
-        facts = _child(prepare, prepare.Request(path, directory), directory, used)
-        facts["model"]["name"] = str(model)
-        result = Bench(facts["model"], machine(used), facts["sizes"], rounds, notes=notes)
+        facts = prepare.facts_of(path, str(model))
+        result = Bench(facts.model, machine(used), dataclasses.asdict(facts.sizes), rounds, notes=notes)
         runner = _Runner(result, path, directory, facts, first_token, show)
         runner.prepare_peers([name for name in contenders if name not in OURS], used)
         tried = (used,) if threads is not None else peer_threads(used)
         ordered = [work for work in WORKS if work in works and (work != "first" or first_token)]
         try:
-            runner.run(list(_places(rounds, ordered, contenders, runner.sizes, used, tried)))
+            runner.run(list(_places(rounds, ordered, contenders, facts.sizes, used, tried)))
             result.finished = True
         except KeyboardInterrupt:
             if not result.turns:
@@ -158,13 +157,12 @@ class _Runner:
         result: Bench,
         model: str,
         directory: str,
-        facts: dict[str, Any],
+        facts: prepare.Facts,
         first_token: FirstToken | None,
         show: Progress,
     ) -> None:
-        self.sizes = Sizes(**{name: _tuples(value) for name, value in facts["sizes"].items()})
         self._result, self._model, self._directory, self._show = result, model, directory, show
-        self._ids, self._text, self._first_token = facts["ids"], facts["text"], first_token
+        self._ids, self._text, self._first_token = facts.ids, facts.text, first_token
         self._failed: set[str] = set()
         self._seconds: dict[tuple[str, str], list[float]] = {}  # of a contender's turns at a work, start included
 
@@ -173,7 +171,7 @@ class _Runner:
         for name in names:
             self._show(f"writing the model for {name}", 0, 0, None)
             try:
-                _child(prepare, prepare.Request(self._model, self._directory, name), self._directory, threads)
+                _child(prepare, prepare.Request(self._model, name, self._directory), self._directory, threads)
             except TurnError as error:
                 self._fail(name, error)
 
@@ -235,20 +233,19 @@ class _Runner:
         return sum(known.get((p.contender, p.work), mean) for p in places if p.contender not in self._failed)
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _child(module: Any, request: Any, directory: str, threads: int) -> dict[str, Any]:
     """What `module` answers to a request, in a new process; `TurnError` where that fails."""
     answer = Path(directory) / "answer.json"
-    _finished([sys.executable, "-m", module.__name__, str(answer)], json.dumps(dataclasses.asdict(request)), threads)
+    command = [sys.executable, "-m", module.__name__, str(answer)]
+    _finished(command, json.dumps(dataclasses.asdict(request)), threads, plain=request.contender not in OURS)
     result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     return result
 
 
-def _finished(command: Sequence[str], given: str, threads: int) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8"}
+def _finished(command: Sequence[str], given: str, threads: int, plain: bool = False) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8"}
+    if plain:  # our command line sets it for machines that are busy; a peer runs as it comes
+        environment.pop("GOMP_SPINCOUNT", None)
     done = subprocess.run(command, input=given.encode(), capture_output=True, check=False, env=environment)
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
