@@ -5,6 +5,7 @@ python benchmarks/decode.py --peers --out DIR     # all options are `glassgpt be
 
 import sys
 import tempfile
+from pathlib import Path
 
 import torch
 
@@ -16,5 +17,6 @@ from glassgpt.training.build import initial_model
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
-        save_model(initial_model(preset("gpt2").replace(drop_rate=0.0), 0).eval(), Tokenizer.gpt2(), directory)
-        sys.exit(main(["bench", directory, *sys.argv[1:]]))
+        path = Path(directory) / "random-124M"
+        save_model(initial_model(preset("gpt2").replace(drop_rate=0.0), 0).eval(), Tokenizer.gpt2(), path)
+        sys.exit(main(["bench", str(path), *sys.argv[1:]]))

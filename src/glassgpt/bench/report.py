@@ -78,8 +78,9 @@ def _meanings(bench: Bench) -> dict[str, str]:
     """What the columns of the main table say."""
     sizes = bench.sizes
     decode, naive, rows = (" + ".join(map(str, sizes[name])) for name in ("decode", "naive", "rows"))
+    naive = f" (naive: {naive})" if "naive" in bench.contenders("decode") else ""
     return {
-        "decode": f"tokens/s of one row, {decode} tokens (naive: {naive})",
+        "decode": f"tokens/s of one row, {decode} tokens{naive}",
         "cold": "the same for the first time in a process",
         "of a read": "bytes of weights in a second of decoding, as a part of what a plain sum over memory reads",
         "prompt": f"tokens/s of reading {sizes['prompt']} tokens",

@@ -106,7 +106,8 @@ def _progress() -> Iterator[Progress]:
     console = Console(stderr=True)
     columns = (BarColumn(bar_width=30), TextColumn("{task.fields[shown]}", markup=False))
     shown_at = -_LINE_SECONDS
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal, redirect_stdout=False) as bar:
+    # drawn between turns alone: a clock that ticks would take time from what is measured
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal, auto_refresh=False) as bar:
         task = bar.add_task("", total=None, shown="")
 
         def progress(name: str, done: int, total: int, left: float | None) -> None:
@@ -115,7 +116,7 @@ def _progress() -> Iterator[Progress]:
             if left is not None:
                 parts.append(f"{datetime.timedelta(seconds=round(left))} left")
             shown = "  ".join([*parts, name])
-            bar.update(task, completed=done, total=total or None, shown=shown)
+            bar.update(task, completed=done, total=total or None, shown=shown, refresh=True)
             if not console.is_terminal and name and time.monotonic() - shown_at >= _LINE_SECONDS:
                 shown_at = time.monotonic()
                 say(shown, DONE)
