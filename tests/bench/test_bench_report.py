@@ -120,6 +120,22 @@ def test_the_picture_has_a_bar_for_each_and_a_line_for_each(recorded: Bench) -> 
     assert len({colours[name] for name in names}) == len(names)
 
 
+@pytest.mark.parametrize(
+    ("works", "titles"),
+    [
+        (("decode", "context"), ["one row", "one more token"]),
+        (("rows", "prompt"), ["rows decoded together"]),
+        (("prompt",), ["a long prompt"]),
+        (("first",), ["first token"]),
+    ],
+)
+def test_there_is_no_empty_panel(recorded: Bench, works: tuple[str, ...], titles: list[str]) -> None:
+    bench = dataclasses.replace(recorded, turns=[turn for turn in recorded.turns if turn.work in works])
+    figure = plot(bench)
+    assert [axes.get_title() for axes in figure.axes] == titles
+    assert all(axes.lines or axes.patches for axes in figure.axes)
+
+
 def test_the_files_are_written_and_never_over_others(recorded: Bench, tmp_path: Path) -> None:
     out = tmp_path / "new" / "bench"
     write_files(recorded, out)
