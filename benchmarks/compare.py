@@ -1,6 +1,5 @@
-"""Times glassgpt and its peers on the same work, taking turns, and prints one table of medians.
+"""Times training beside its peers, taking turns, and prints one table of medians; `glassgpt bench` times decoding.
 
-    python benchmarks/compare.py decode [--rounds 3] [--threads N]
     python benchmarks/compare.py train [--nanogpt CHECKOUT] [--shape small|124M] [--rounds 3]
 
 Weights are random: speed does not depend on them. Every contender runs in a fresh process, which also measures its
@@ -18,20 +17,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PROMPT, NEW = [15496, 11, 314, 716], 200
 SHAPES = {
     "small": (384, 6, 6, 8),
     "124M": (768, 12, 12, 4),
 }  # width, heads, layers, batch; 256 tokens, GPT-2's vocabulary
 LENGTH = 256
 
-DECODERS = ("glassgpt naive", "transformers eager", "glassgpt cached")
 TRAINERS = ("nanoGPT", "transformers", "glassgpt float32", "glassgpt bfloat16")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("work", choices=("decode", "train", "one"))
+    parser.add_argument("work", choices=("train", "one"))
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default: 3)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
@@ -40,9 +37,6 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.work == "one":
         return one(arguments)
-    if arguments.work == "decode":
-        compare("decode, 124M, 4 + 200 tokens", DECODERS, [], arguments, base="transformers eager")
-        return 0
     trainers = list(TRAINERS)
     if arguments.nanogpt is None:
         trainers.remove("nanoGPT")
@@ -99,48 +93,10 @@ def one(given: argparse.Namespace) -> int:
 
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    if given.contender in DECODERS:
-        rate = decode_rate(given.contender)
-    else:
-        rate = train_rate(given.contender, given.shape, given.nanogpt)
+    rate = train_rate(given.contender, given.shape, given.nanogpt)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(json.dumps({"rate": rate, "memory": memory / 1e9}))
     return 0
-
-
-def decode_rate(contender: str) -> float:
-    """New tokens per second, greedy, after a warm-up."""
-    import torch
-
-    if contender == "transformers eager":
-        from transformers import GPT2Config, GPT2LMHeadModel
-
-        model = GPT2LMHeadModel(GPT2Config()).eval()
-
-        def run(n: int) -> None:
-            ids = torch.tensor([PROMPT])
-            with torch.inference_mode():
-                options = dict(max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=50256)
-                model.generate(ids, attention_mask=torch.ones_like(ids), **options)
-
-    else:
-        from glassgpt import GPTModel, Tokenizer, complete
-        from glassgpt.config import preset
-        from glassgpt.model import generate_text_simple
-
-        ours = GPTModel(preset("gpt2")).eval()
-        tokenizer = Tokenizer.gpt2()
-
-        def run(n: int) -> None:
-            if contender == "glassgpt naive":
-                generate_text_simple(ours, torch.tensor([PROMPT]), n, ours.config.context_length)
-            else:
-                complete(ours, tokenizer, [PROMPT], max_new_tokens=n, temperature=0, ignore_eot=True)
-
-    run(8)
-    start = time.perf_counter()
-    run(NEW)
-    return NEW / (time.perf_counter() - start)
 
 
 def train_rate(contender: str, shape: str, nanogpt: Path | None) -> float:

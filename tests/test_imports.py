@@ -26,7 +26,7 @@ LAYERS = (
     ("data", "weights", "explain"),
     ("checkpoint", "generation"),
     ("weights.convert", "training", "book"),
-    ("demo",),
+    ("demo", "bench"),
     ("cli",),
     ("__main__",),
 )
