@@ -168,7 +168,7 @@ def test_gpt2_without_its_package_says_what_to_install(monkeypatch: pytest.Monke
 def test_gpt2_without_its_package_is_asked_of_tiktoken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """From its cache, and only as long as the network may be used; with no network the package is named."""
     files = {name: module._gpt2_file(name) for name in module._GPT2_FILES}
-    caches = (module._gpt2_merges, module._gpt2_vocabulary, module.gpt2_tiktoken)
+    caches = (module._gpt2_merges, module._gpt2_vocabulary, module._gpt2_ranks, module.gpt2_tiktoken)
     expected = Tokenizer.gpt2().fingerprint
 
     def missing(name: str) -> Any:
@@ -203,6 +203,21 @@ def test_another_file_under_the_name_of_gpt2s_is_refused(monkeypatch: pytest.Mon
     module._gpt2_merges.cache_clear()
     with pytest.raises(ValueError, match="is not GPT-2's vocab.bpe: its sha256 differs; reinstall"):
         Tokenizer.gpt2()
+
+
+def test_gpt2s_own_file_is_known_by_its_digest(tmp_path: Path) -> None:
+    """Otherwise each start would compare fifty thousand tokens and merges."""
+    Tokenizer.gpt2().save(tmp_path)
+    saved = (tmp_path / "tokenizer.json").read_bytes()
+    assert (len(saved), hashlib.sha256(saved).hexdigest()) == (module._GPT2_SIZE, module._GPT2_SHA256)
+    known = Tokenizer.load(tmp_path)
+    assert "_backend" not in vars(known)
+    (tmp_path / "tokenizer.json").write_bytes(saved + b" ")
+    compared = Tokenizer.load(tmp_path)
+    assert "_backend" in vars(compared)
+    assert compared.fingerprint == known.fingerprint
+    assert compared._token_bytes == known._token_bytes
+    assert compared._fast is known._fast
 
 
 # ---- special tokens ----------------------------------------

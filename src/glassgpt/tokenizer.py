@@ -47,33 +47,55 @@ _PROBE = "The cat's 12345 HATS don't  fit\t-- naïve,\n\n日本語 😀 a\u0301 
 _OWN_KEYS = {"tokenizer_class", "clean_up_tokenization_spaces", "added_tokens_decoder", "auto_map", "tokenizer_file"}
 
 
+_GPT2_SIZE = 3_557_581
+_GPT2_SHA256 = "c0dda7b962791238ae724d38cc2202151a710013d20ce0d1ecd1c032242bc67d"
+"""Bytes and digest of the tokenizer.json that `save` writes for GPT-2's tokenizer."""
+
+
 class Tokenizer:
     """Encodes text to ids and decodes them. Make one with `gpt2`, `train_bpe`, `characters`,
     `with_characters`, `bytes_` or `load`."""
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        """Wrap a Hugging Face tokenizer. Raises `ValueError` where its decoder is none of those known here."""
-        backend.encode_special_tokens = True  # plain text can never make a control id: `encode` inserts them itself
-        backend.no_truncation()  # a file may ask for either; ids of a text are all its ids, and nothing else
-        backend.no_padding()
-        parts = json.loads(backend.to_str())
-        self._backend = backend
-        self._specials = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
-        self._token_bytes = _bytes_of_tokens(backend, parts)
-        self._alphabet = set(parts["model"]["vocab"]) if parts["model"]["type"] == "WordLevel" else None
-        self._fast = gpt2_tiktoken() if _is_gpt2(backend, parts) else None
+    def __init__(self, backend: tokenizers.Tokenizer | None) -> None:
+        """Wrap a Hugging Face tokenizer, or GPT-2's own for None, which costs little until the wrapped one is needed.
+
+        Raises `ValueError` where its decoder is none of those known here.
+        """
+        self._fast: tiktoken.Encoding | None = None
+        self._alphabet: set[str] | None = None
+        if backend is None:
+            self._fast = gpt2_tiktoken()
+            _gpt2_file("vocab.bpe")  # it is needed later: who has it not hears of it now
+            self._token_bytes = [*_gpt2_ranks(), END_OF_TEXT.encode("utf-8")]
+            self._specials = {END_OF_TEXT: self._fast.eot_token}
+        else:
+            _set_up(backend)
+            parts = json.loads(backend.to_str())
+            self._backend = backend
+            self._specials = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
+            self._token_bytes = _bytes_of_tokens(backend, parts)
+            if parts["model"]["type"] == "WordLevel":
+                self._alphabet = set(parts["model"]["vocab"])
+            if _is_gpt2(backend, parts):
+                self._fast = gpt2_tiktoken()
         self._config: dict[str, Any] = {}
         self.eot_id: int | None = self._specials.get(END_OF_TEXT)
         """The id that separates documents and begins a text from nothing; None where the vocabulary has none."""
         self.stop_ids: frozenset[int] = frozenset(() if self.eot_id is None else (self.eot_id,))
         """The ids that end a text. A model of another family may have several, or one of another name."""
 
+    @functools.cached_property
+    def _backend(self) -> tokenizers.Tokenizer:
+        backend = _byte_level_bpe(_gpt2_vocabulary(), _gpt2_merges())
+        _set_up(backend)
+        return backend
+
     # ---- making one --------------------------------------------------------------------------------------------
 
     @classmethod
     def gpt2(cls) -> Self:
         """GPT-2's own byte-level BPE, 50257 tokens."""
-        return cls(_byte_level_bpe(_gpt2_vocabulary(), _gpt2_merges()))
+        return cls(None)
 
     @classmethod
     def train_bpe(cls, texts: Iterable[str], vocab_size: int) -> Self:
@@ -174,6 +196,8 @@ class Tokenizer:
             raise FileNotFoundError(
                 f"no tokenizer in {directory}: expected tokenizer.json, or vocab.json and merges.txt"
             )
+        if path.stat().st_size == _GPT2_SIZE and hashlib.sha256(path.read_bytes()).hexdigest() == _GPT2_SHA256:
+            return cls.gpt2()  # a third of a second sooner
         require("tokenizers")
         import tokenizers
 
@@ -484,6 +508,12 @@ def _cuts_as_gpt2(parts: dict[str, Any]) -> bool:
     return parts["normalizer"] is None and cutting.items() <= (parts["pre_tokenizer"] or {}).items()
 
 
+def _set_up(backend: tokenizers.Tokenizer) -> None:
+    backend.encode_special_tokens = True  # plain text can never make a control id: `encode` inserts them itself
+    backend.no_truncation()  # a file may ask for either; ids of a text are all its ids, and nothing else
+    backend.no_padding()
+
+
 def _is_gpt2(backend: tokenizers.Tokenizer, parts: dict[str, Any]) -> bool:
     """Whether tiktoken's GPT-2 would give the same ids: same tokens, merges and cutting, one special token."""
     return (
@@ -496,13 +526,19 @@ def _is_gpt2(backend: tokenizers.Tokenizer, parts: dict[str, Any]) -> bool:
 
 
 @functools.cache
-def gpt2_tiktoken() -> tiktoken.Encoding:
-    """GPT-2's encoding in tiktoken, faster than the same merges in `tokenizers`."""
-    ranks = {
+def _gpt2_ranks() -> dict[bytes, int]:
+    """The bytes of each token, in the order of the ids."""
+    return {
         bytes(map(_BYTE_OF_LETTER.__getitem__, token)): rank
-        for token, rank in _gpt2_vocabulary().items()
+        for token, rank in sorted(_gpt2_vocabulary().items(), key=lambda item: item[1])
         if token != END_OF_TEXT
     }
+
+
+@functools.cache
+def gpt2_tiktoken() -> tiktoken.Encoding:
+    """GPT-2's encoding in tiktoken, faster than the same merges in `tokenizers`."""
+    ranks = _gpt2_ranks()
     return tiktoken.Encoding(
         "gpt2",
         pat_str=_GPT2_PIECES,
