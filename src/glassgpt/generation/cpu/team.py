@@ -103,8 +103,9 @@ class Team:
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
         self._queues = [queue.SimpleQueue[Any]() for _ in range(n_threads - 1)]
-        for jobs in self._queues:
-            threading.Thread(target=_work, args=(jobs,), daemon=True).start()
+        self._threads = [threading.Thread(target=_work, args=(jobs,), daemon=True) for jobs in self._queues]
+        for thread in self._threads:
+            thread.start()
         weakref.finalize(self, _dismiss, self._queues)
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> None:
