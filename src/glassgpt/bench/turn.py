@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -134,21 +135,20 @@ def seconds(run: Callable[[], object]) -> float:
 def read_rate(threads: int) -> float | None:
     """Bytes per second of a plain read of memory, the best of some; None without the compiled kernels."""
     try:
-        import numba
         import numpy as np
 
         from glassgpt.generation.cpu.kernels import total
     except ImportError:
         return None
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    numbers = np.ones(_READ_NUMBERS, np.float32)
-    total(numbers)  # compiled, where it was not
+    parts = np.ones((threads, _READ_NUMBERS // threads), np.float32)
+    total(parts[0])  # compiled, where it was not
     times = []
-    for _ in range(_READS):
-        start = time.perf_counter()
-        total(numbers)
-        times.append(time.perf_counter() - start)
-    return numbers.nbytes / min(times)
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(_READS):
+            start = time.perf_counter()
+            list(pool.map(total, parts))
+            times.append(time.perf_counter() - start)
+    return parts.nbytes / min(times)
 
 
 def peak_memory() -> int | None:
