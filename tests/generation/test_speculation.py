@@ -48,8 +48,8 @@ def model_of(tiny_model: Make, seed: int = 0, **changes: Any) -> GPTModel:
 class Oracle:
     """A proposer that knows the text, and errs on purpose at every token whose index `errs` accepts."""
 
-    def __init__(self, known: Sequence[int], errs: Callable[[int], bool] = lambda _: False, beyond: int = 0) -> None:
-        self.known, self.errs, self.beyond = [*known, *[0] * 40], errs, beyond
+    def __init__(self, known: Sequence[int], errs: Callable[[int], bool] = lambda _: False) -> None:
+        self.known, self.errs = [*known, *[0] * 40], errs
         self.asked: list[int] = []
         self.forgotten: list[Row] = []
 
