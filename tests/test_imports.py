@@ -167,7 +167,7 @@ def test_the_command_line_starts_without_torch(module: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["decoder", "scheduler", "row", "sampling", "options", "text", "batch"],
+    ["decoder", "scheduler", "row", "sampling", "options", "text", "batch", "speculation"],
     ids=lambda name: f"generation.{name}",
 )
 def test_a_decoder_and_its_scheduler_need_no_torch(module: str) -> None:

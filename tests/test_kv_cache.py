@@ -355,3 +355,15 @@ def test_a_copy_of_a_row_joins_a_cache_of_another_size(tiny_model: Make, window:
     with pytest.raises(ValueError, match=f"^a row of {capacity + 1} tokens exceeds the cache's capacity of {capacity}"):
         small.join(large)
     assert small.batch_size == 1
+
+
+def test_a_row_is_cut_unless_its_window_wrapped() -> None:
+    cache = KVCache.allocate(1, 1, 2, capacity=8, batch_size=2, window=3)
+    cache.lengths[:] = torch.tensor([3, 4])
+    cache.cut(0, 1)
+    cache.cut(1, 4)
+    assert cache.lengths.tolist() == [1, 4]
+    with pytest.raises(ValueError, match="a row of 4 tokens in a window of 3 cannot be cut"):
+        cache.cut(1, 3)
+    with pytest.raises(ValueError, match="n_tokens 2 must be from 0 to the row's 1"):
+        cache.cut(0, 2)

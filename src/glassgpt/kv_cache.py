@@ -121,6 +121,15 @@ class KVCache:
         keys[:, row], values[:, row], lengths[row] = keys[:, last], values[:, last], lengths[last]
         self.batch_size = last
 
+    def cut(self, row: int, n_tokens: int) -> None:
+        """Forget all but a row's first `n_tokens`; `ValueError` for more than it has, or where a window wrapped."""
+        length = int(self.lengths[row])
+        if not 0 <= n_tokens <= length:
+            raise ValueError(f"n_tokens {n_tokens} must be from 0 to the row's {length}")
+        if length > self.keys.shape[3] and n_tokens < length:
+            raise ValueError(f"a row of {length} tokens in a window of {self.window} cannot be cut: read it again")
+        self.lengths[row] = n_tokens
+
     def reset(self) -> None:
         """Forget every token; the rows and their memory stay."""
         for tensor in (self.keys, self.values, self.lengths):

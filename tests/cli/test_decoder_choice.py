@@ -1,5 +1,6 @@
 """Which decoder `generate` takes, and what it says where there is no choice."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +70,29 @@ def test_generate_loads_no_torch(saved: Path) -> None:
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("decoder", ["compiled", "cached"])
+def test_speculation_writes_the_same_and_says_what_it_did(
+    saved: Path, capsys: pytest.CaptureFixture[str], decoder: str
+) -> None:
+    plain, _ = generated(capsys, saved, "--decoder", decoder)
+    for extra in (["--speculate", "lookup"], ["--draft", str(saved)]):
+        out, said = generated(capsys, saved, "--decoder", decoder, *extra)
+        assert out == plain
+        assert re.search(r"^glassgpt: speculation: \d+ of \d+ proposed tokens accepted \(\d+ %\)", said, re.MULTILINE)
+        assert ("is no smaller than" in said) == ("--draft" in extra)
+
+
+def test_a_draft_must_have_the_models_tokenizer(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = Tokenizer.characters([chr(i) for i in range(32, 300)])
+    config = GPTConfig(vocab_size=tokenizer.n_vocab, context_length=32, emb_dim=8, n_heads=1, n_layers=1, drop_rate=0.0)
+    save_model(GPTModel(config).eval(), tokenizer, tmp_path / "other")
+    for extra, says in (
+        (["--draft", str(tmp_path / "other")], "has another tokenizer than"),
+        (["--draft", str(saved), "--speculate", "lookup"], "exclude each other"),
+    ):
+        assert main(["generate", str(saved), "ab", *extra]) == 2
+        assert says in capsys.readouterr().err

@@ -278,3 +278,19 @@ def test_a_fingerprint_is_of_every_weight_and_of_the_shape(tiny_model: Make) -> 
             parameter.view(-1)[-1] += 1e-3
         prints.add(fingerprint(model))
     assert len(prints) == 3 + len(list(model.parameters()))
+
+
+def test_speculation_changes_no_record_and_no_count_of_tokens(
+    tiny_model: Callable[..., GPTModel], tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    model = tiny_model(vocab_size=257, context_length=64)
+    path = tmp_path / "prompts.txt"
+    path.write_text("abababab\nx\nTo be or not to be\n", encoding="utf-8")
+    options = {"max_new_tokens": 30, "temperature": 0}
+    found = []
+    for speculate in ("none", "lookup"):
+        prompts = read_prompts(path, {**options, "speculate": speculate})
+        items = list(complete_tasks(model, tiny_tokenizer, tasks_for(model, tiny_tokenizer, path, prompts, "f")))
+        records = [task.record(completion) for task, completion in items if completion]
+        found.append((len(items), sorted(records, key=lambda record: record["index"])))
+    assert found[0] == found[1]

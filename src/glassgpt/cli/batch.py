@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.cli.console import prompts_bar, say
-from glassgpt.cli.options import DONE, FAILED, load, whole
+from glassgpt.cli.options import DONE, FAILED, load, load_draft, whole
 
 
 class _Prompts(argparse.Action):
@@ -65,9 +65,12 @@ def generate_batch(arguments: argparse.Namespace, options: dict[str, Any]) -> in
     prompts = read_prompts(arguments.prompts, options)
     arguments.model = resolve_model(arguments.model)
     model, tokenizer = load(arguments)
+    draft = load_draft(arguments, tokenizer, model, load)
     from glassgpt.checkpoint import fingerprint
+    from glassgpt.generation.speculation import Tally
 
     tasks = tasks_for(model, tokenizer, arguments.prompts, prompts, fingerprint(model))
+    tally = Tally()
     with contextlib.ExitStack() as stack:
         records = stack.enter_context(records_at(arguments.out, tasks)) if arguments.out else None
         done = {} if records is None else records.done
@@ -77,7 +80,7 @@ def generate_batch(arguments: argparse.Namespace, options: dict[str, Any]) -> in
             if task.index in done:
                 progress.kept(task.generation.max_new_tokens)
         try:
-            for task, completion in complete_tasks(model, tokenizer, left, arguments.batch):
+            for task, completion in complete_tasks(model, tokenizer, left, arguments.batch, draft, tally):
                 progress.token()
                 if completion is not None:
                     if records is not None:
@@ -92,4 +95,6 @@ def generate_batch(arguments: argparse.Namespace, options: dict[str, Any]) -> in
             kept = f", which are kept in {arguments.out}: the same command goes on" if arguments.out else ""
             return say(f"interrupted after {progress.n_done} of {len(tasks)} prompts{kept}", FAILED)
     say(progress.summary(), DONE)
+    if tally.n_drawn:
+        say(str(tally), DONE)
     return DONE

@@ -16,11 +16,13 @@ from glassgpt.cli.options import (
     DONE,
     FAILED,
     add_decoder,
+    add_draft,
     add_fields,
     add_machine,
     add_model,
     command,
     given,
+    load_draft,
     load_for_text,
     whole,
 )
@@ -47,6 +49,7 @@ def add_commands(commands: Any) -> None:
     generate.add_argument("--n", type=whole, default=1, metavar="N", help="number of continuations (default: 1)")
     batch.add_arguments(generate)
     add_fields(generate, Generation, overflow=_OVERFLOW)
+    add_draft(generate)
     add_decoder(generate)
     add_machine(generate)
 
@@ -64,17 +67,21 @@ def _generate(arguments: argparse.Namespace) -> int:
         return batch.generate_batch(arguments, options)
     prompt = read_standard_input() if arguments.prompt == "-" else arguments.prompt
     model, tokenizer = load_for_text(arguments)
+    draft = load_draft(arguments, tokenizer, model, load_for_text)
+    from glassgpt.generation.speculation import Tally
     from glassgpt.generation.text import complete, stream_rows
+
+    tally = Tally()
 
     prompts = [prompt] * arguments.n
     seed = options.pop("seed", None)
     options["on_overflow"] = _overflow_note(options["overflow"])
     options["seeds"] = [None if seed is None else seed + n for n in range(arguments.n)]
     if arguments.json:
-        completions = complete(model, tokenizer, prompts, **options)
+        completions = complete(model, tokenizer, prompts, draft=draft, tally=tally, **options)
         print_json({"prompt": prompt, "completions": [dataclasses.asdict(completion) for completion in completions]})
         return DONE
-    pieces = stream_rows(model, tokenizer, prompts, **options)
+    pieces = stream_rows(model, tokenizer, prompts, draft=draft, tally=tally, **options)
     held = [""] * arguments.n  # the first continuation is shown while it is written, the others after it
 
     def first() -> Iterator[str]:
@@ -89,6 +96,8 @@ def _generate(arguments: argparse.Namespace) -> int:
             print(f"--- {number + 1} of {arguments.n}", flush=True)
         for _ in _printed(prompt, iter([held[number]]) if number else first()):
             pass
+    if tally.n_drawn:
+        say(str(tally), DONE)
     return DONE
 
 

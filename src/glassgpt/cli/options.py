@@ -11,7 +11,7 @@ import sys
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from glassgpt.options import Options, Rule
 
@@ -153,6 +153,50 @@ def add_decoder(parser: argparse.ArgumentParser) -> None:
         help="number type of the compiled decoder's matrices: fewer bits are faster and not quite the model's own "
         "text (default: float32)",
     )
+
+
+def add_draft(parser: argparse.ArgumentParser) -> None:
+    """A model that guesses for another one."""
+    parser.add_argument(
+        "--draft",
+        metavar="MODEL",
+        help="a smaller model with the same tokenizer guesses the next tokens, and MODEL checks them all at once: the "
+        "same text, faster where the guesses are good (default: none)",
+    )
+
+
+Loaded = TypeVar("Loaded")
+
+
+def load_draft(
+    arguments: argparse.Namespace,
+    tokenizer: Tokenizer,
+    model: Any,
+    loading: Callable[[argparse.Namespace], tuple[Loaded, Tokenizer]],
+) -> Loaded | None:
+    """The draft model, if one was named, as `loading` gave `model`; `ValueError` where its tokenizer is another."""
+    if arguments.draft is None:
+        return None
+    if arguments.speculate not in (None, "none"):
+        raise ValueError("--draft and --speculate lookup exclude each other: leave one out")
+    draft, of_draft = loading(argparse.Namespace(**{**vars(arguments), "model": arguments.draft}))
+    if not of_draft.has_fingerprint(tokenizer.fingerprint):
+        raise ValueError(
+            f"the draft {arguments.draft} has another tokenizer than {arguments.model}: "
+            "train one with --tokenizer and that model's directory"
+        )
+    if _n_bytes(draft) >= _n_bytes(model):
+        logging.getLogger(__name__).warning(
+            "the draft %s is no smaller than %s: guesses cost more than they save", arguments.draft, arguments.model
+        )
+    return draft
+
+
+def _n_bytes(model: Any) -> int:
+    """What the weights of a model or a decoder take."""
+    if hasattr(model, "weight_bytes"):
+        return int(model.weight_bytes)
+    return sum(parameter.nbytes for parameter in model.parameters())
 
 
 def load_for_text(arguments: argparse.Namespace) -> tuple[Decoder | GPTModel, Tokenizer]:

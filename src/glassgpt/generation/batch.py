@@ -18,7 +18,8 @@ from glassgpt.generation.decoder import Decoder
 from glassgpt.generation.options import Generation
 from glassgpt.generation.row import Completion, Row
 from glassgpt.generation.scheduler import Request, Scheduler
-from glassgpt.generation.text import check_fits, decoder_for, prompt_ids
+from glassgpt.generation.speculation import Tally
+from glassgpt.generation.text import check_fits, decoder_for, prompt_ids, proposers_for
 from glassgpt.json_file import parse_json
 from glassgpt.options import nearest
 from glassgpt.tokenizer import Tokenizer
@@ -146,33 +147,47 @@ def tasks_for(
             check_fits(model, len(ids), prompt.generation)
         except ValueError as error:
             raise ValueError(f"{path}:{prompt.line}: {error}") from None
-        request = json.dumps([whose, ids, prompt.generation.to_dict()])
+        decisive = {name: value for name, value in prompt.generation.to_dict().items() if name != "speculate"}
+        request = json.dumps([whose, ids, decisive])
         digest = hashlib.sha256(request.encode()).hexdigest()[:16]
         tasks.append(Task(index, prompt.text, ids, prompt.generation, digest))
     return tasks
 
 
 def complete_tasks(
-    model: LanguageModel | Decoder, tokenizer: Tokenizer, tasks: Sequence[Task], max_rows: int | None = None
+    model: LanguageModel | Decoder,
+    tokenizer: Tokenizer,
+    tasks: Sequence[Task],
+    max_rows: int | None = None,
+    draft: LanguageModel | Decoder | None = None,
+    tally: Tally | None = None,
 ) -> Iterator[tuple[Task, Completion | None]]:
     """An item for each token that is drawn; it has the completion where the token is the task's last.
 
     Tasks are begun in their order and finish in any. At most `max_rows` are decoded at once; None goes by memory.
+    `draft` and `tally` as in `complete`.
     """
     longest = max((len(task.ids) + task.generation.max_new_tokens for task in tasks), default=1)
-    scheduler = Scheduler(decoder_for(model, longest), max_rows)
+    scheduler = Scheduler(decoder_for(model, longest), max_rows, tally=tally)
+    proposers = proposers_for(tokenizer, draft, longest)
     pending = iter(tasks)
     asked: dict[Request, Task] = {}
+    drawn: dict[Request, int] = {}
     while True:
         # so many wait that the scheduler sees what they begin with; a row for each of a million would be too many
         while scheduler.n_waiting <= scheduler.max_rows and (task := next(pending, None)):
-            asked[scheduler.submit(Row(task.ids, tokenizer, task.generation))] = task
+            row = Row(task.ids, tokenizer, task.generation)
+            asked[scheduler.submit(row, proposers[row.speculate])] = task
         if not scheduler.busy:
             return
         for request, _ in scheduler.step():
+            for _ in range(drawn.get(request, 0) + 1, request.row.n_drawn):  # with speculation several in one step
+                yield asked[request], None
+            drawn[request] = request.row.n_drawn
             if request.row.finish_reason is None:
                 yield asked[request], None
             else:
+                del drawn[request]
                 yield asked.pop(request), request.row.completion()
 
 

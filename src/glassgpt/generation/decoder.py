@@ -67,3 +67,20 @@ class Decoder(Protocol):
 
     def drop(self, row: int) -> None:
         """Remove a live row; the last live row takes its index."""
+
+
+@runtime_checkable
+class Speculative(Decoder, Protocol):
+    """A decoder that can check guesses: append several tokens to a live row at once, and take the last ones back."""
+
+    can_cut: bool
+    """Whether tokens can be taken back; not where a sliding window's memory has dropped what they pushed out."""
+
+    def extend(self, tokens: Sequence[Sequence[int]]) -> Scores:
+        """Append any number of tokens, none too, to each live row; scores after every one, row by row.
+
+        Shape (number of tokens in all, vocab_size). `ValueError` where they do not fit, with nothing changed.
+        """
+
+    def cut(self, row: int, n_tokens: int) -> None:
+        """Keep the first tokens of a live row, as many as it holds or fewer; only where `can_cut`."""

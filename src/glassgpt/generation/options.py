@@ -9,6 +9,7 @@ from typing import TypedDict
 from glassgpt.options import Options, option
 
 OVERFLOW = ("error", "shift", "slide")
+SPECULATE = ("none", "lookup")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,12 @@ class Generation(Sampling):
         choices=OVERFLOW,
     )
     ignore_eot: bool = option(False, "never draw the end of text")
+    speculate: str = option(
+        "none",
+        "guess the next tokens from what followed the last few before, and check them all at once (lookup): the same "
+        "text, faster where it repeats itself",
+        choices=SPECULATE,
+    )
 
     def __post_init__(self) -> None:
         stop = self.stop if isinstance(self.stop, (list, tuple)) else (self.stop,)
@@ -81,3 +88,4 @@ class GenerationKeywords(TypedDict, total=False):
     seed: int | None
     overflow: str
     ignore_eot: bool
+    speculate: str

@@ -41,7 +41,9 @@ class Row:
         self.n_prompt = len(prompt)
         self.finish_reason: str | None = None
         self.text = ""
-        self.overflow = generation.overflow
+        self.overflow, self.speculate = generation.overflow, generation.speculate
+        self.n_drawn = 0
+        """Tokens so far, the end of text that `ids` leaves out included."""
         self._tokenizer, self._generation, self._on_overflow = tokenizer, generation, on_overflow
         self._uniform = UniformStream(generation.seed)
         self._seen = UniqueIds(prompt)
@@ -54,15 +56,26 @@ class Row:
         scores = scores[: self._tokenizer.n_vocab]
         return draw(self._generation, scores, self._seen.array, self._uniform.draw(), self._excluded)
 
+    def guess(self, scores: ScoreRow, ahead: int) -> int:
+        """The token that `choose` would draw from another model's scores after `ahead` further ones."""
+        scores = scores[: self._tokenizer.n_vocab]
+        return draw(self._generation, scores, self._seen.array, self._uniform.peek(ahead), self._excluded)
+
+    @property
+    def n_left(self) -> int:
+        """How many more tokens the row may have."""
+        return self._generation.max_new_tokens - (len(self.ids) - self.n_prompt)
+
     def accept(self, token: int) -> str:
         """Append a token; returns the text that is certain now. Sets `finish_reason` when the row is done."""
+        self.n_drawn += 1
         if token in self._tokenizer.stop_ids:
             self.finish_reason = "end_of_text"
             return self._release(self._decoder.finish())
         self.ids.append(token)
         self._seen.add(token)
         new = self._decoder.push(token)
-        if len(self.ids) - self.n_prompt == self._generation.max_new_tokens:
+        if not self.n_left:
             self.finish_reason = "length"
             new += self._decoder.finish()
         return self._release(new)

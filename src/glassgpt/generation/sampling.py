@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -50,10 +51,19 @@ class UniformStream:
         """`seed` from 0 to 2**64 - 1; None draws a fresh one."""
         # raw words, because NumPy promises their stream for all versions, but not that of its distributions
         self._random = np.random.Philox() if seed is None else np.random.Philox(key=seed)
+        self._seen: deque[float] = deque()
 
     def draw(self) -> float:
         """The next number."""
-        return (int(self._random.random_raw()) >> 11) * 2.0**-53
+        number = self.peek(0)
+        self._seen.popleft()
+        return number
+
+    def peek(self, ahead: int) -> float:
+        """The number that `draw` will give after so many others."""
+        while len(self._seen) <= ahead:
+            self._seen.append((int(self._random.random_raw()) >> 11) * 2.0**-53)
+        return self._seen[ahead]
 
 
 class UniqueIds:

@@ -10,11 +10,12 @@ import itertools
 from collections import deque
 from collections.abc import Collection, Iterator
 
-from glassgpt.generation.decoder import Decoder, Prefix
+from glassgpt.generation.decoder import Decoder, Prefix, Speculative
 from glassgpt.generation.decoder import Row as ScoreRow
 from glassgpt.generation.loop import window
 from glassgpt.generation.prefixes import WORTH, Prefixes, Tokens
 from glassgpt.generation.row import Row
+from glassgpt.generation.speculation import Pace, Proposer, Tally
 from glassgpt.options import check_int
 
 CHUNK = 256
@@ -44,6 +45,9 @@ class Request:
     """The order in which requests were admitted."""
     n_held: int = 0
     """Tokens that the decoder's live row holds."""
+    proposer: Proposer | None = None
+    """Who guesses the row's next tokens."""
+    pace: Pace = dataclasses.field(default_factory=Pace)
 
     @property
     def n_read(self) -> int:
@@ -54,21 +58,27 @@ class Request:
 class Scheduler:
     """First come, first served, while at most `max_rows` are read or live; one `step` at a time.
 
-    A step appends a token to every live row and then reads at most `chunk` tokens of prompts, so a long prompt holds up
-    the live rows for no longer than that. The prompts being read take turns, so a short one does not wait for the end
-    of a long one. What several prompts begin with is read once. A row's tokens depend on its own prompt and seed alone,
-    up to rounding: where two are all but equally likely, the sums of another batch may choose the other. It is for one
-    thread.
+    A step appends a token to every live row, and as many more as its proposer guessed right, and then reads at most
+    `chunk` tokens of prompts, so a long prompt holds up the live rows for no longer than that. The prompts being read
+    take turns, so a short one does not wait for the end of a long one. What several prompts begin with is read once. A
+    row's tokens depend on its own prompt and seed alone, up to rounding: where two are all but equally likely, the sums
+    of another batch may choose the other. It is for one thread.
     """
 
-    def __init__(self, decoder: Decoder, max_rows: int | None = None, chunk: int = CHUNK) -> None:
-        """`decoder` has no live rows; None for `max_rows` goes by `Decoder.row_bytes`. `ValueError` below 1."""
+    def __init__(
+        self, decoder: Decoder, max_rows: int | None = None, chunk: int = CHUNK, tally: Tally | None = None
+    ) -> None:
+        """`decoder` has no live rows; None for `max_rows` goes by `Decoder.row_bytes`. `ValueError` below 1.
+
+        `tally` is told what came of speculation.
+        """
         if max_rows is None:
             max_rows = max(1, min(MOST_ROWS, MOST_BYTES // max(1, decoder.row_bytes)))
         check_int("max_rows", max_rows, at_least=1)
         check_int("chunk", chunk, at_least=1)
         self.max_rows = max_rows
         self._decoder, self._chunk = decoder, chunk
+        self._tally = tally or Tally()
         self._waiting: deque[Request] = deque()
         self._reading: deque[Request] = deque()  # the next turn is the first one's
         self._live: list[Request] = []  # at the decoder's indices
@@ -85,9 +95,11 @@ class Scheduler:
         """Whether any request has not finished."""
         return bool(self._waiting or self._reading or self._live)
 
-    def submit(self, row: Row) -> Request:
-        """Queue a row."""
-        request = Request(row, tuple(window(row, self._decoder.context_length)))
+    def submit(self, row: Row, proposer: Proposer | None = None) -> Request:
+        """Queue a row. `proposer` guesses for it where the decoder can take tokens back, else `ValueError`."""
+        if proposer is not None:
+            check_speculates(self._decoder)
+        request = Request(row, tuple(window(row, self._decoder.context_length)), proposer=proposer)
         self._prefixes.expect(request.tokens)
         self._waiting.append(request)
         return request
@@ -97,6 +109,8 @@ class Scheduler:
         if request.row.finish_reason is not None:
             return
         request.row.finish_reason = "cancelled"
+        if request.proposer:
+            request.proposer.forget(request.row)
         if request in self._live:
             self._leave(request)
         elif request in self._reading:
@@ -113,15 +127,13 @@ class Scheduler:
     def step(self) -> list[Event]:
         """A token for every live row, then for each whose prompt is now read: (request, new text), which may be "".
 
-        No request has two in one step, and a full row that slides is read again from the next step on.
+        Tokens that were guessed right come with the one before them. No request has two events in one step, and a full
+        row that slides is read again from the next step on.
         """
         events: list[Event] = []
         if self._live:
             live = list(self._live)
-            scores = self._decoder.step([request.row.ids[-1] for request in live])
-            for request, score in zip(live, scores, strict=True):
-                request.n_held += 1
-                events.append(self._draw(request, score))
+            events += self._speculate(live, proposed) if any(proposed := self._proposed(live)) else self._append(live)
             for request in reversed(live):
                 if request.row.finish_reason is not None or request.n_held == self._decoder.context_length:
                     self._leave(request)
@@ -138,6 +150,52 @@ class Scheduler:
                 events.append(self._draw(reader, reader.prefix.scores))
                 self._go_on(reader)
                 self._admit()
+        return events
+
+    def _append(self, live: list[Request]) -> list[Event]:
+        """One token for each live row."""
+        scores = self._decoder.step([request.row.ids[-1] for request in live])
+        for request in live:
+            request.n_held += 1
+            self._tally.n_drawn += request.proposer is not None
+        return [self._draw(request, score) for request, score in zip(live, scores, strict=True)]
+
+    def _proposed(self, live: list[Request]) -> list[list[int]]:
+        """For each live row the guesses at what follows its next token, within what it may have and hold."""
+        proposed: dict[Request, list[int]] = {}
+        for proposer in {request.proposer for request in live if request.proposer}:
+            asked = [request for request in live if request.proposer is proposer]
+            most = [
+                min(request.pace.wanted(), request.row.n_left - 1, self._decoder.context_length - request.n_held - 1)
+                for request in asked
+            ]
+            proposed |= zip(asked, proposer.propose([request.row for request in asked], most), strict=True)
+        return [proposed.get(request, []) for request in live]
+
+    def _speculate(self, live: list[Request], proposed: list[list[int]]) -> list[Event]:
+        """One token for each live row, and one more for each guess that is what the row draws."""
+        assert isinstance(self._decoder, Speculative)
+        tokens = [[request.row.ids[-1], *guesses] for request, guesses in zip(live, proposed, strict=True)]
+        scores = iter(self._decoder.extend(tokens))
+        events = []
+        for index, (request, guesses) in enumerate(zip(live, proposed, strict=True)):
+            text, n_right, going_on, n_before = "", 0, True, request.row.n_drawn
+            for score, guess in zip([next(scores) for _ in tokens[index]], [*guesses, None], strict=True):
+                if going_on:
+                    token = request.row.choose(score)
+                    text += request.row.accept(token)
+                    request.n_held += 1
+                    going_on = token == guess and request.row.finish_reason is None
+                    n_right += token == guess
+            if n_right < len(guesses):
+                self._decoder.cut(index, request.n_held)
+            if guesses:
+                request.pace.heard(len(guesses), n_right)
+                self._tally.n_proposed += len(guesses)
+                self._tally.n_accepted += n_right
+            if request.proposer:
+                self._tally.n_drawn += request.row.n_drawn - n_before
+            events.append((request, text))
         return events
 
     def _admit(self) -> None:
@@ -182,6 +240,8 @@ class Scheduler:
         """After a token was drawn for a row that is not live: it is over, joins, or is full and read again."""
         prefix, request.prefix = request.prefix, None
         if request.row.finish_reason is not None:
+            if request.proposer:
+                request.proposer.forget(request.row)
             return
         if prefix is not None and prefix.n_tokens < self._decoder.context_length:
             self._decoder.join(prefix)
@@ -190,6 +250,15 @@ class Scheduler:
         else:
             request.tokens, request.shared = tuple(window(request.row, self._decoder.context_length)), 0
             self._reading.append(request)
+
+
+def check_speculates(decoder: Decoder, name: str = "the model") -> None:
+    """`ValueError` for a decoder that cannot take tokens back."""
+    if not isinstance(decoder, Speculative) or not decoder.can_cut:
+        raise ValueError(
+            f"{name} cannot speculate: its decoder cannot take tokens back, as with a sliding window in its cache; "
+            "generate without speculation, or use the compiled decoder"
+        )
 
 
 def _waits_for(request: Request, other: Request) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from glassgpt.generation.decoder import Decoder
+from glassgpt.generation.decoder import Decoder, Speculative
 from glassgpt.generation.options import Generation, GenerationKeywords
 from glassgpt.generation.row import Completion, Row
-from glassgpt.generation.scheduler import Scheduler
+from glassgpt.generation.scheduler import Scheduler, check_speculates
+from glassgpt.generation.speculation import DraftModel, PromptLookup, Proposer, Tally
 from glassgpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 class _Keywords(GenerationKeywords, total=False):
     on_overflow: Callable[[int], None] | None
+    draft: LanguageModel | Decoder | None
+    tally: Tally | None
 
 
 class _BatchKeywords(_Keywords, total=False):
@@ -41,6 +44,8 @@ def complete(
     *,
     seeds: Sequence[int | None] | None = None,
     on_overflow: Callable[[int], None] | None = None,
+    draft: LanguageModel | Decoder | None = None,
+    tally: Tally | None = None,
     **options: Unpack[GenerationKeywords],
 ) -> Completion | list[Completion]:
     """Continue each prompt, a text or token ids; prompts may differ in length and are decoded together.
@@ -53,12 +58,15 @@ def complete(
     of text. `on_overflow` is called with the context length at each row's first token that is not computed from all of
     its text, because `overflow` took effect. `model` may be a decoder, which must have no live rows.
 
+    `draft` is a smaller model with the same tokenizer, or its decoder: it guesses tokens that `model` checks several at
+    a time. Neither it nor `speculate` changes the text, up to rounding; `tally` is told what came of the guesses.
+
     Raises `ValueError` for values out of range, before any computation.
     """
     one = isinstance(prompts, str)
     prompts = [prompts] if isinstance(prompts, str) else prompts
     rows, capacity = _rows(model, tokenizer, prompts, seeds, on_overflow, options)
-    for _ in _run(model, rows, capacity):
+    for _ in _run(model, tokenizer, rows, capacity, draft, tally):
         pass
     completions = [row.completion() for row in rows]
     return completions[0] if one else completions
@@ -101,11 +109,13 @@ def stream_rows(
     *,
     seeds: Sequence[int | None] | None = None,
     on_overflow: Callable[[int], None] | None = None,
+    draft: LanguageModel | Decoder | None = None,
+    tally: Tally | None = None,
     **options: Unpack[GenerationKeywords],
 ) -> Iterator[tuple[int, str]]:
     """As `stream` for several prompts, decoded together: (number of the prompt, piece of its text)."""
     rows, capacity = _rows(model, tokenizer, prompts, seeds, on_overflow, options)
-    return ((number, piece) for number, piece in _run(model, rows, capacity) if piece)
+    return ((number, piece) for number, piece in _run(model, tokenizer, rows, capacity, draft, tally) if piece)
 
 
 def prompt_ids(model: LanguageModel | Decoder, tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
@@ -166,8 +176,40 @@ def _rows(
     return rows, longest + generation.max_new_tokens
 
 
-def _run(model: LanguageModel | Decoder, rows: Sequence[Row], longest: int) -> Iterator[tuple[int, str]]:
-    """(row number, new text) for each token as it is drawn; nothing is computed before the first one is asked for."""
-    scheduler = Scheduler(decoder_for(model, longest))
-    numbers = {scheduler.submit(row): number for number, row in enumerate(rows)}
+def _run(
+    model: LanguageModel | Decoder,
+    tokenizer: Tokenizer,
+    rows: Sequence[Row],
+    longest: int,
+    draft: LanguageModel | Decoder | None,
+    tally: Tally | None,
+) -> Iterator[tuple[int, str]]:
+    """(row number, new text) as it is drawn; nothing is computed before the first one is asked for."""
+    scheduler = Scheduler(decoder_for(model, longest), tally=tally)
+    proposers = proposers_for(tokenizer, draft, longest)
+    if draft is not None:
+        for row in rows:
+            prompt_ids(draft, tokenizer, row.ids)  # ids beyond the tokenizer's may be the model's, and not the draft's
+    numbers = {scheduler.submit(row, proposers[row.speculate]): number for number, row in enumerate(rows)}
     return ((numbers[request], text) for request, text in scheduler.run())
+
+
+def proposers_for(
+    tokenizer: Tokenizer, draft: LanguageModel | Decoder | None, longest: int
+) -> dict[str, Proposer | None]:
+    """Who guesses for a row, by its `speculate`: with a `draft` that one, for rows that reach `longest` tokens.
+
+    `ValueError` for a draft that lacks tokens of the tokenizer, or cannot take back what it guessed.
+    """
+    if draft is None:
+        return {"none": None, "lookup": PromptLookup()}
+    if draft.vocab_size < tokenizer.n_vocab:
+        raise ValueError(
+            f"the draft model has {draft.vocab_size} tokens, the tokenizer {tokenizer.n_vocab}: "
+            "take one that was trained with the same tokenizer"
+        )
+    decoder = decoder_for(draft, longest)
+    check_speculates(decoder, "the draft model")
+    assert isinstance(decoder, Speculative)
+    proposer = DraftModel(decoder)
+    return {"none": proposer, "lookup": proposer}

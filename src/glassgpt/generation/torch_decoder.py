@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from glassgpt.generation.decoder import Decoder, Prefix, Row, Scores
+from glassgpt.generation.decoder import Prefix, Row, Scores, Speculative
 from glassgpt.kv_cache import KVCache
 from glassgpt.language_model import LanguageModel, evaluating
 
@@ -25,7 +25,7 @@ class _Prefix:
     held: list[int] | KVCache
 
 
-class _TorchDecoder(Decoder):
+class _TorchDecoder(Speculative):
     """What both share: the model's sizes, and passes through it without gradients or dropout.
 
     The model's mode is switched around each pass, not around the text: between two tokens the caller may train.
@@ -47,6 +47,12 @@ class _TorchDecoder(Decoder):
                 scores = self._model(piece, cache, last_only=True)[:, -1]
             return scores
 
+    def _all_scores(self, ids: Sequence[Sequence[int]], cache: KVCache | None = None) -> Tensor:
+        """As `_scores`, but after each token: (rows, tokens, vocab_size)."""
+        tokens = torch.tensor(ids, device=self._model.device)
+        with torch.inference_mode(), evaluating(self._model, self._modules):
+            return self._model(tokens, cache)
+
     def _check(self, n_new: int, n_before: int = 0) -> None:
         n_tokens = n_before + n_new
         if n_new < 1 or n_tokens > self.context_length:
@@ -55,6 +61,8 @@ class _TorchDecoder(Decoder):
 
 class NaiveDecoder(_TorchDecoder):
     """Recomputes all tokens of each row for every new one: slow, and the oracle."""
+
+    can_cut = True
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__(model)
@@ -79,6 +87,20 @@ class NaiveDecoder(_TorchDecoder):
         self._rows = rows
         return to_scores(torch.cat([self._scores([row]) for row in rows]))
 
+    def extend(self, tokens: Sequence[Sequence[int]]) -> Scores:
+        """See `Speculative`."""
+        rows = [[*row, *new] for row, new in zip(self._rows, tokens, strict=True)]
+        self._check(max(map(len, rows)))
+        scores = [
+            self._all_scores([row])[0, len(row) - len(new) :] for row, new in zip(rows, tokens, strict=True) if new
+        ]
+        self._rows = rows
+        return to_scores(torch.cat(scores))
+
+    def cut(self, row: int, n_tokens: int) -> None:
+        """See `Speculative`."""
+        del self._rows[row][n_tokens:]
+
     def drop(self, row: int) -> None:
         """See `Decoder`."""
         self._rows[row] = self._rows[-1]
@@ -94,6 +116,7 @@ class CachedDecoder(_TorchDecoder):
         self.context_length = min(capacity or model.context_length, model.context_length)
         self._cache = model.new_cache(0, self.context_length)
         self.row_bytes = self._cache.row_bytes
+        self.can_cut = (model.window or self.context_length) >= self.context_length
 
     def read(self, tokens: Sequence[int], after: Prefix | None = None) -> _Prefix:
         """See `Decoder`. What is read is alone in its passes, so its scores do not depend on the live rows."""
@@ -113,6 +136,25 @@ class CachedDecoder(_TorchDecoder):
     def step(self, tokens: Sequence[int]) -> Scores:
         """See `Decoder`. All rows share one pass over the weights, so a row's last bits may depend on the others."""
         return to_scores(self._scores([[token] for token in tokens], self._cache))
+
+    def extend(self, tokens: Sequence[Sequence[int]]) -> Scores:
+        """See `Speculative`. One pass as wide as the most tokens of a row; what fills up the others is cut again."""
+        before = self._cache.lengths.tolist()
+        after = [n + len(new) for n, new in zip(before, tokens, strict=True)]
+        self._check(max(after))
+        width = max(map(len, tokens))
+        if max(before) + width <= self.context_length:
+            filled = [[*new, *[0] * (width - len(new))] for new in tokens]
+            every = self._all_scores(filled, self._cache)
+            for row, n in enumerate(after):
+                self._cache.cut(row, n)
+            return to_scores(torch.cat([of_row[: len(new)] for of_row, new in zip(every, tokens, strict=True)]))
+        rows = [(self._cache.row(row), new) for row, new in enumerate(tokens) if new]
+        return to_scores(torch.cat([self._all_scores([new], row)[0] for row, new in rows]))
+
+    def cut(self, row: int, n_tokens: int) -> None:
+        """See `Speculative`."""
+        self._cache.cut(row, n_tokens)
 
     def drop(self, row: int) -> None:
         """See `Decoder`."""

@@ -15,7 +15,7 @@ from glassgpt.generation.cpu.numbers import Array, zeros
 from glassgpt.generation.cpu.team import Team, new_phases
 from glassgpt.generation.cpu.tiles import LANES, PANEL
 from glassgpt.generation.cpu.weights import Packed
-from glassgpt.generation.decoder import Decoder, Prefix, Row, Scores
+from glassgpt.generation.decoder import Prefix, Row, Scores, Speculative
 
 _ROWS = 6
 """Tokens of one row whose attention is computed together."""
@@ -35,12 +35,14 @@ class _Prefix:
     values: Array
 
 
-class CPUDecoder(Decoder):
+class CPUDecoder(Speculative):
     """Runs packed weights. In float32 a row's scores are equal bit for bit alone, in any batch and in any pieces.
 
     Keys are (layers, slots, heads, panels of tokens, head_dim, `PANEL`), values (layers, slots, heads, tokens, width),
     both float32; a live row lies in one slot.
     """
+
+    can_cut = True  # a window limits what is seen, not what is kept
 
     def __init__(self, packed: Packed, capacity: int | None = None, threads: int = 1) -> None:
         """`capacity`: tokens a row may hold, at most the model's context length, which is the default."""
@@ -98,6 +100,30 @@ class CPUDecoder(Decoder):
         scores = self._forward(tokens, slots, positions, np.arange(len(tokens) + 1), rows, self._keys, self._values)
         self._lengths = [length + 1 for length in self._lengths]
         return scores
+
+    def extend(self, tokens: Sequence[Sequence[int]]) -> Scores:
+        """See `Speculative`."""
+        after = [n + len(new) for n, new in zip(self._lengths, tokens, strict=True)]
+        if max(after) > self.context_length:
+            raise ValueError(f"a row of {max(after)} tokens exceeds the {self.context_length} that it may hold")
+        flat: list[int] = []
+        slots: list[int] = []
+        positions: list[int] = []
+        blocks: list[int] = []
+        for slot, n, new in zip(self._slots, self._lengths, tokens, strict=True):
+            blocks += range(len(flat), len(flat) + len(new), _ROWS)
+            flat += new
+            slots += [slot] * len(new)
+            positions += range(n, n + len(new))
+        blocks.append(len(flat))
+        where = np.array(slots), np.array(positions), np.array(blocks)
+        scores = self._forward(flat, *where, np.arange(len(flat)), self._keys, self._values)
+        self._lengths = after
+        return scores
+
+    def cut(self, row: int, n_tokens: int) -> None:
+        """See `Speculative`."""
+        self._lengths[row] = n_tokens
 
     def drop(self, row: int) -> None:
         """See `Decoder`."""
