@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import os
@@ -11,7 +10,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -42,6 +41,7 @@ DIRECTORY = Path("runs/demo")
 
 PROMPT = "The function returns"
 _LADDER_CONFIG = CONFIG.replace(context_length=512)
+_LADDER_ROWS = 8
 
 
 def demo(out: Path | None, seconds: float, progress: Progress, stream: IO[str]) -> TrainResult:
@@ -144,31 +144,42 @@ def _words(text: str) -> list[str]:
 
 
 def _speed_ladder(model: GPTModel, tokenizer: Tokenizer, say: Callable[[str], None]) -> None:
-    """The same greedy tokens, computed naively and with the cache, on a model with room for a long text."""
-    long = _stretched(model)
-    tokens = _LADDER_CONFIG.context_length - 32
-    rungs: list[tuple[str, Decoder]] = [
-        ("naive: all tokens again for each new one", NaiveDecoder(long)),
-        ("cached: each token once", CachedDecoder(long)),
-    ]
-    say(f"The speed ladder, {tokens} tokens after the same prompt:")
-    with contextlib.suppress(ImportError):  # without Numba the ladder is shorter
-        from glassgpt.generation.cpu.load import compiled_decoder
-
-        rungs.append(
-            (
-                "compiled: the same in kernels for this CPU",
-                compiled_decoder(long, message=lambda text: say(f"  {text}")),
-            )
-        )
-    texts, rates = [], []
-    for name, decoder in rungs:
+    """The same greedy tokens by each technique, on a model with room for a long text."""
+    long, n_tokens = _stretched(model), _LADDER_CONFIG.context_length - 32
+    say(f"The speed ladder, {n_tokens} tokens after the same prompt:")
+    first = None
+    for name, make, n_rows in _rungs(long, say):
+        try:
+            decoder = make()
+        except ImportError:  # without Numba the ladder is shorter
+            break
         start = time.perf_counter()
-        ids = complete(decoder, tokenizer, [PROMPT], max_new_tokens=tokens, temperature=0, ignore_eot=True)[0].ids
-        rates.append(len(ids) / (time.perf_counter() - start))
-        texts.append(ids)
-        say(f"  {rates[-1]:>8,.0f} tokens/s  {rates[-1] / rates[0]:>5.1f} x  {name}")
-    say(f"  identical tokens: {'yes' if all(text == texts[0] for text in texts) else 'NO'}")
+        texts = complete(decoder, tokenizer, [PROMPT] * n_rows, max_new_tokens=n_tokens, temperature=0, ignore_eot=True)
+        rate = n_rows * n_tokens / (time.perf_counter() - start)
+        ids = texts[0].ids
+        first = first or (rate, ids)
+        same = next((n for n, (a, b) in enumerate(zip(ids, first[1], strict=True)) if a != b), len(ids))
+        tokens = "the same tokens" if same == len(ids) else f"the same {same:,} first tokens"
+        say(f"  {rate:>8,.0f} tokens/s  {rate / first[0]:>6.1f} x  {name}: {tokens}")
+
+
+def _rungs(model: GPTModel, say: Callable[[str], None]) -> Iterator[tuple[str, Callable[[], Decoder], int]]:
+    """Name, decoder and number of rows of each technique, from plain to fast."""
+
+    def compiled(precision: str) -> Callable[[], Decoder]:
+        def make() -> Decoder:
+            from glassgpt.generation.cpu.load import compiled_decoder
+
+            return compiled_decoder(model, precision, lambda text: say(f"  {text}"))
+
+        return make
+
+    yield "naive, the whole text again for each token", lambda: NaiveDecoder(model), 1
+    yield "cached, each token once", lambda: CachedDecoder(model), 1
+    yield "compiled, in kernels for this CPU", compiled("float32"), 1
+    yield "8-bit weights", compiled("int8"), 1
+    yield "4-bit weights", compiled("int4"), 1
+    yield f"batch, {_LADDER_ROWS} texts together", compiled("float32"), _LADDER_ROWS
 
 
 def _stretched(model: GPTModel) -> GPTModel:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.cli.console import prompts_bar, say
-from glassgpt.cli.options import DONE, FAILED, load, load_draft, whole
+from glassgpt.cli.options import DONE, FAILED, load_draft, load_for_text, whole
 
 
 class _Prompts(argparse.Action):
@@ -64,12 +64,11 @@ def generate_batch(arguments: argparse.Namespace, options: dict[str, Any]) -> in
 
     prompts = read_prompts(arguments.prompts, options)
     arguments.model = resolve_model(arguments.model)
-    model, tokenizer = load(arguments)
-    draft = load_draft(arguments, tokenizer, model, load)
-    from glassgpt.checkpoint import fingerprint
+    model, tokenizer = load_for_text(arguments)
+    draft = load_draft(arguments, tokenizer, model, load_for_text)
     from glassgpt.generation.speculation import Tally
 
-    tasks = tasks_for(model, tokenizer, arguments.prompts, prompts, fingerprint(model))
+    tasks = tasks_for(model, tokenizer, arguments.prompts, prompts, _fingerprint(model))
     tally = Tally()
     with contextlib.ExitStack() as stack:
         records = stack.enter_context(records_at(arguments.out, tasks)) if arguments.out else None
@@ -98,3 +97,11 @@ def generate_batch(arguments: argparse.Namespace, options: dict[str, Any]) -> in
     if tally.n_drawn:
         say(str(tally), DONE)
     return DONE
+
+
+def _fingerprint(model: Any) -> str:
+    if hasattr(model, "fingerprint"):  # a decoder
+        return str(model.fingerprint())
+    from glassgpt.checkpoint import fingerprint
+
+    return fingerprint(model)

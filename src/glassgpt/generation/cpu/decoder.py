@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -47,6 +47,8 @@ class CPUDecoder(Speculative):
     def __init__(self, packed: Packed, capacity: int | None = None, threads: int = 1) -> None:
         """`capacity`: tokens a row may hold, at most the model's context length, which is the default."""
         self._config, self._weights, self._offset = packed.config, packed.weights, packed.offset
+        self.fingerprint: Callable[[], str] | None = None
+        """SHA-256 of what decides its scores, where they come from a file: it takes a moment."""
         self._team = Team(threads)
         self._per_token = packed.config.n_parameters()
         self._rooms: dict[tuple[int, int], Room] = {}

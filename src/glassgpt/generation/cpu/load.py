@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 
 from glassgpt.cores import wanted_threads
 from glassgpt.generation.cpu.decoder import CPUDecoder
-from glassgpt.generation.cpu.forward import forward
 from glassgpt.generation.cpu.weights import PRECISIONS, Packed, UnsupportedError, load, pack
 from glassgpt.options import Rule, check
 from glassgpt.terminal_text import one_line
@@ -46,17 +49,37 @@ def load_decoder(
             reading = beside.submit(Tokenizer.load, path)
             packed = load(path, precision, threads)
             tokenizer = reading.result()
+        fingerprint = functools.partial(_fingerprint, path, precision)
     except UnsupportedError:
         from glassgpt.checkpoint import load_model  # any other format, through the readable model
 
         readable, tokenizer = load_model(path)
         packed = pack_model(readable, precision, threads)
+        fingerprint = functools.partial(_fingerprint_of_packed, packed)
     if tokenizer.n_vocab > packed.config.vocab_size:
         raise ValueError(
             f"{path}: the tokenizer has {tokenizer.n_vocab} tokens, the model {packed.config.vocab_size}; "
             "they do not belong together"
         )
-    return _ready(packed, threads, message), tokenizer
+    decoder = _ready(packed, threads, message)
+    decoder.fingerprint = fingerprint
+    return decoder, tokenizer
+
+
+def _fingerprint(directory: Path, precision: str) -> str:
+    """SHA-256 of the files of a model directory that decide its scores, and of the precision."""
+    digest = hashlib.sha256(precision.encode())
+    for name in ("config.json", "model.safetensors"):
+        with (directory / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _fingerprint_of_packed(packed: Packed) -> str:
+    digest = hashlib.sha256(f"{packed.config.to_dict()} {packed.precision}".encode())
+    for array in packed.weights:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def compiled_decoder(
@@ -69,13 +92,17 @@ def compiled_decoder(
 
 def _ready(packed: Packed, threads: int, message: Callable[[str], None] | None) -> CPUDecoder:
     """A decoder whose code is compiled."""
-    if message is not None and not is_compiled():
-        message("compiling for this machine, once: about 20 seconds")
     decoder = CPUDecoder(packed, threads=threads)
+    # whether the code for these arguments lies on the disk, only Numba knows: it is there in an instant, or it is not
+    telling = threading.Timer(1, message or (lambda _: None), ["compiling for this machine, once: about 10 seconds"])
+    telling.daemon = True
+    telling.start()
     try:
         decoder.read([0])
     except numba.core.errors.NumbaError as error:
         raise NotImplementedError(one_line(f"the kernels cannot be compiled here ({error})")) from error
+    finally:
+        telling.cancel()
     return decoder
 
 
@@ -87,9 +114,3 @@ def pack_model(model: Any, precision: str = "float32", threads: int = 1) -> Pack
     return pack(
         model.config, {name: tensor.float().cpu().numpy() for name, tensor in names.items()}, precision, threads
     )
-
-
-def is_compiled() -> bool:
-    """Whether a version of the kernels lies on the disk."""
-    directory = Path(forward.stats.cache_path or "")
-    return any(directory.glob("forward.forward-*.nbi"))
