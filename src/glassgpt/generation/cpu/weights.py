@@ -15,8 +15,10 @@ import numpy.typing as npt
 
 from glassgpt.config import GPTConfig
 from glassgpt.generation.cpu import kernels
+from glassgpt.generation.cpu.numbers import Groups
 from glassgpt.generation.cpu.tiles import GROUP
 from glassgpt.json_file import read_json
+from glassgpt.weights.containers.quantized_file import bits_of, is_quantized, read_quantized
 from glassgpt.weights.families.config_json import from_config_json
 
 Array = npt.NDArray[Any]
@@ -67,8 +69,8 @@ class Packed(NamedTuple):
         return sum(array.nbytes for array in {id(array): array for array in self.weights}.values())
 
 
-def pack(config: GPTConfig, tensors: Mapping[str, Array], precision: str = "float32") -> Packed:
-    """From float32 or float16 tensors under GPT-2's names.
+def pack(config: GPTConfig, tensors: Mapping[str, Array | Groups], precision: str = "float32") -> Packed:
+    """From float32 or float16 tensors under GPT-2's names; matrices may be `Groups`, (out, in), in their own precision.
 
     `ValueError` for one that is missing, unexpected, misshapen or not finite. Where float32 columns need no filling up,
     the token embedding is used as it is, without a copy.
@@ -108,7 +110,7 @@ def pack(config: GPTConfig, tensors: Mapping[str, Array], precision: str = "floa
 class _Source:
     """Tensors under GPT-2's names, each taken once; `left` are those that nobody has asked for."""
 
-    def __init__(self, n_layers: int, tensors: Mapping[str, Array], precision: str) -> None:
+    def __init__(self, n_layers: int, tensors: Mapping[str, Array | Groups], precision: str) -> None:
         self.left = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
         self._n_layers, self._precision = n_layers, precision
 
@@ -116,6 +118,8 @@ class _Source:
         """A tensor as float32, a view where it is that already; checked."""
         if (found := self.left.pop(name, None)) is None:
             raise ValueError(f"missing {name} {list(shape)}")
+        if isinstance(found, Groups):
+            raise ValueError(f"{name} is quantised, which only matrices are")
         if found.shape != shape:
             raise ValueError(f"{name} is {list(found.shape)} instead of {list(shape)}")
         found = np.ascontiguousarray(found, np.float32)
@@ -129,6 +133,8 @@ class _Source:
 
     def rows(self, name: str, n_rows: int, n_columns: int) -> tuple[Array, Array]:
         """A matrix that is (out, in) already, its columns filled up, and its scales."""
+        if isinstance(self.left.get(name), Groups):
+            return self._groups(name, n_rows, n_columns)
         matrix, columns = self.get(name, n_rows, n_columns), kernels.filled(n_columns)
         if columns != n_columns:
             wide = np.zeros((n_rows, columns), np.float32)
@@ -140,9 +146,12 @@ class _Source:
         """(n_layers, n_out, columns) from an (in, out) matrix of each layer, one at a time, and their scales."""
         whole = scales = None
         for layer in range(self._n_layers):
-            turned = np.zeros((n_out, kernels.filled(n_in)), np.float32)
-            kernels.transpose(self.get(f"h.{layer}.{name}", n_in, n_out), turned)
-            data, factors = to_precision(turned, self._precision)
+            if isinstance(self.left.get(f"h.{layer}.{name}"), Groups):
+                data, factors = self._groups(f"h.{layer}.{name}", n_out, n_in)
+            else:
+                turned = np.zeros((n_out, kernels.filled(n_in)), np.float32)
+                kernels.transpose(self.get(f"h.{layer}.{name}", n_in, n_out), turned)
+                data, factors = to_precision(turned, self._precision)
             if whole is None or scales is None:
                 whole = np.empty((self._n_layers, *data.shape), data.dtype)
                 scales = np.empty((self._n_layers, *factors.shape), np.float32)
@@ -150,15 +159,41 @@ class _Source:
         assert whole is not None and scales is not None
         return whole, scales
 
+    def _groups(self, name: str, n_out: int, n_in: int) -> tuple[Array, Array]:
+        """As `to_precision` gives them, from numbers that are small already."""
+        numbers, scales = self.left.pop(name)
+        if numbers.shape != (n_out, n_in):
+            raise ValueError(f"{name} is {list(numbers.shape)} instead of {[n_out, n_in]}")
+        columns = kernels.filled(n_in)
+        wide, factors = np.zeros((n_out, columns), np.int8), np.zeros((n_out, columns // GROUP), np.float32)
+        wide[:, :n_in], factors[:, : scales.shape[1]] = numbers, scales
+        if self._precision == "int8":
+            return wide, factors
+        nibbles, half = (wide + np.int8(8)).view(np.uint8).reshape(n_out, -1, GROUP), GROUP // 2
+        return (nibbles[:, :, :half] | (nibbles[:, :, half:] << 4)).reshape(n_out, -1), factors
 
-def load(directory: str | Path, precision: str = "float32") -> Packed:
+
+def load(directory: str | Path, precision: str | None = None) -> Packed:
     """From a model directory with one `model.safetensors` of float32 or float16 tensors, which is mapped.
+
+    A quantised directory has its own precision, and no other; None is float32 for all else.
 
     `ValueError` where it is damaged, `FileNotFoundError` where it is not there, `UnsupportedError` for number types
     which only the readable model's readers take.
     """
     directory = Path(directory)
-    config = from_config_json(read_json(directory / "config.json"), str(directory / "config.json"))
+    values = read_json(directory / "config.json")
+    config = from_config_json(values, str(directory / "config.json"))
+    if is_quantized(values):
+        own = f"int{bits_of(values, str(directory / 'config.json'))}"
+        if precision not in (None, own):
+            raise ValueError(f"{directory} is quantised to {own} and has no {precision}: leave the precision out")
+        tensors = read_quantized(directory, values)
+        try:
+            return pack(config, tensors, own)
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from None
+    precision = precision or "float32"
     try:
         return pack(config, _mapped(directory / "model.safetensors"), precision)
     except UnsupportedError:
