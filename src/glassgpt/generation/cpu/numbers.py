@@ -51,3 +51,18 @@ def to_groups(matrix: Array, bits: int) -> Groups:
 def _rounded_to_bfloat16(numbers: Array) -> Array:
     bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+def to_nibbles(numbers: Array) -> Array:
+    """(rows, columns) from -8 to 7 as (rows, bytes) uint8, plus 8: even columns in the low half, odd in the high."""
+    rows, columns = numbers.shape
+    even = np.full((rows, columns + columns % 2), 8, np.uint8)
+    even[:, :columns] = numbers + np.int8(8)
+    return even[:, ::2] | (even[:, 1::2] << 4)
+
+
+def from_nibbles(nibbles: Array, columns: int) -> Array:
+    """What `to_nibbles` was given, int8."""
+    numbers = np.empty((len(nibbles), 2 * nibbles.shape[1]), np.int8)
+    numbers[:, ::2], numbers[:, 1::2] = nibbles & 15, nibbles >> 4
+    return numbers[:, :columns] - np.int8(8)
