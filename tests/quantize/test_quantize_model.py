@@ -68,7 +68,7 @@ def test_vectors_and_positions_stay_as_they_are(source: Path, made: Path) -> Non
 def test_the_report(made: Path, text: Path) -> None:
     report = json.loads((made / REPORT).read_text(encoding="utf-8"))
     assert report["text"] == str(text)
-    assert report["method"] == {"int8": "search", "int4": "gptq"}[report["number_type"]]
+    assert report["method"] == "gptq"
     assert report["n_bytes"] == (made / "model.safetensors").stat().st_size
     found = report["comparison"]
     assert found["rise"] == pytest.approx(found["perplexity"] / found["reference_perplexity"] - 1)

@@ -31,8 +31,9 @@ def add_commands(commands: Any) -> None:
     quantize.add_argument(
         "--method",
         choices=("nearest", "search", "gptq"),
+        default="gptq",
         help="nearest: round; search: try scales for each group; gptq: that, and later columns make up for the errors "
-        "of earlier ones (default: search for int8, gptq for int4)",
+        "of earlier ones (default: gptq)",
     )
     add_machine(quantize, device=False)
 

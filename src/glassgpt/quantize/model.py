@@ -35,7 +35,6 @@ NUMBER_TYPES = {"int8": 8, "int4": 4}
 REPORT = "quantization.json"
 """The report in the directory."""
 
-_METHOD = {8: "search", 4: "gptq"}
 _CALIBRATION = 16_384
 """Tokens that the activations are taken from, at most."""
 _HELD_OUT = 4_096
@@ -82,20 +81,20 @@ def quantize_model(
     to: str,
     *,
     text: str | Path | None = None,
-    method: str | None = None,
+    method: str = "gptq",
     progress: Progress | None = None,
 ) -> Quantization:
     """Write `model`, anything that `load_model` reads, as the new directory `out` in "int8" or "int4".
 
     The activations that weigh the error come from `text`, a file or folder; None: from text that the model writes
     itself, from a fixed seed. `method` is one of `rounding.METHODS`: each number to the nearest, a search for each
-    group's scale, or that with errors made up for by later columns; None is "search" for int8, "gptq" for int4.
-    Positions, norms and biases stay float32. Raises what `load_model` raises, and `ValueError` for a text that is too
-    short, a model that is quantised already, or `out` that is not empty: nothing is overwritten.
+    group's scale, or that with errors made up for by later columns. Positions, norms and biases stay float32.
+
+    Raises what `load_model` raises, and `ValueError` for a text that is too short, a model that is quantised already, or
+    `out` that is not empty: nothing is overwritten.
     """
     check("to", to, str, Rule(help="", choices=tuple(NUMBER_TYPES)))
     bits = NUMBER_TYPES[to]
-    method = _METHOD[bits] if method is None else method
     check("method", method, str, Rule(help="", choices=METHODS))
     out, progress = Path(out), progress or Progress()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
