@@ -90,8 +90,8 @@ def quantize_model(
     itself, from a fixed seed. `method` is one of `rounding.METHODS`: each number to the nearest, a search for each
     group's scale, or that with errors made up for by later columns. Positions, norms and biases stay float32.
 
-    Raises what `load_model` raises, and `ValueError` for a text that is too short, a model that is quantised already, or
-    `out` that is not empty: nothing is overwritten.
+    Raises what `load_model` raises, and `ValueError` for a text that is too short, a model that is quantised already,
+    or `out` that is not empty: nothing is overwritten.
     """
     check("to", to, str, Rule(help="", choices=tuple(NUMBER_TYPES)))
     bits = NUMBER_TYPES[to]
