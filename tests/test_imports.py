@@ -21,11 +21,11 @@ SOURCE = PACKAGE.parent
 # that is not named itself. `docs/architecture.md` shows the same table.
 LAYERS = (
     ("options", "terminal_text", "json_file", "files", "packages", "cores", "offline_tiktoken"),
-    ("config", "tokenizer", "kv_cache", "device", "weights.containers", "weights.download"),
+    ("config", "tokenizer", "kv_cache", "device", "weights.containers", "weights.download", "generation.cpu.numbers"),
     ("language_model", "model"),
     ("data", "weights", "explain"),
     ("checkpoint", "generation"),
-    ("weights.convert", "training", "book"),
+    ("weights.convert", "training", "book", "quantize"),
     ("demo", "bench"),
     ("cli",),
     ("__main__",),

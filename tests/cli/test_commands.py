@@ -26,7 +26,9 @@ from glassgpt import GPTConfig, GPTModel, Tokenizer, load_model, save_model, tra
 from glassgpt.cli import main
 from glassgpt.cli import parser as _parser
 
-COMMANDS = ("demo", "train", "generate", "chat", "evaluate", "explain", "bench", "download", "import", "export")
+COMMANDS = (
+    "demo", "train", "generate", "chat", "evaluate", "explain", "bench", "download", "import", "export", "quantize",
+)  # fmt: skip
 SOURCE = Path(glassgpt.__file__).parents[1]
 SHAPE: dict[str, Any] = dict(vocab_size=257, context_length=16, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.0)
 SENTENCE = "The cat sat on the mat, and the dog sat on the cat.\n"

@@ -149,9 +149,8 @@ def add_decoder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=("float32", "bfloat16", "int8", "int4"),
-        default="float32",
         help="number type of the compiled decoder's matrices: fewer bits are faster and not quite the model's own "
-        "text (default: float32)",
+        "text (default: float32, or what `glassgpt quantize` made of it)",
     )
 
 
@@ -201,7 +200,7 @@ def _n_bytes(model: Any) -> int:
 
 def load_for_text(arguments: argparse.Namespace) -> tuple[Decoder | GPTModel, Tokenizer]:
     """The model that was named, as what `generation.text` takes: compiled for the CPU, or the readable model."""
-    asked = arguments.decoder == "compiled" or arguments.precision != "float32"
+    asked = arguments.decoder == "compiled" or arguments.precision not in (None, "float32")
     on_cpu = arguments.device == "cpu" or (arguments.device == "auto" and not _may_have_gpu())
     if asked and (arguments.decoder == "cached" or arguments.device not in ("auto", "cpu")):
         raise ValueError(f"precision {arguments.precision!r} and the compiled decoder are for the CPU: leave one out")

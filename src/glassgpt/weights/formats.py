@@ -50,6 +50,7 @@ class Format:
 FORMATS = (
     Format("nanogpt", "nanoGPT's `ckpt.pt`", reads=True),
     Format("book", "the book's `model.pth`", reads=True, writes=True),
+    Format("quantized", "`glassgpt quantize` directory", reads=True),
     Format("huggingface", "Hugging Face directory", reads=True, writes=True, keeps_dtype=True),
     Format("openai", "OpenAI's TensorFlow checkpoint", reads=True),
     Format("gguf", "GGUF", writes=True),

@@ -63,6 +63,12 @@ class CPUDecoder(Speculative):
 
     def read(self, tokens: Sequence[int], after: Prefix | None = None) -> _Prefix:
         """See `Decoder`."""
+        return self.read_all(tokens, after, every=False)[0]
+
+    def read_all(
+        self, tokens: Sequence[int], after: Prefix | None = None, *, every: bool = True
+    ) -> tuple[_Prefix, Scores]:
+        """`read`, and the scores after each of `tokens`, (n, vocab_size), or after the last alone where not `every`."""
         n_before = 0 if after is None else after.n_tokens
         n_tokens = n_before + len(tokens)
         if not tokens or n_tokens > self.context_length:
@@ -75,9 +81,9 @@ class CPUDecoder(Speculative):
             values[:, :, :, :n_before] = after.values[:, :, :, :n_before]
         blocks = np.array([*range(0, len(tokens), _ROWS), len(tokens)])
         positions = np.arange(n_before, n_tokens)
-        last = np.array([len(tokens) - 1])
+        last = np.arange(0 if every else len(tokens) - 1, len(tokens))
         scores = self._forward(tokens, np.zeros_like(positions), positions, blocks, last, keys, values)
-        return _Prefix(n_tokens, scores[0], keys, values)
+        return _Prefix(n_tokens, scores[-1], keys, values), scores
 
     def join(self, prefix: Prefix) -> None:
         """See `Decoder`."""

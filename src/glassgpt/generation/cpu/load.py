@@ -28,18 +28,19 @@ _log = logging.getLogger(__name__)
 def load_decoder(
     model: str | Path,
     *,
-    precision: str = "float32",
+    precision: str | None = None,
     threads: int | None = None,
     message: Callable[[str], None] | None = None,
 ) -> tuple[CPUDecoder, Tokenizer]:
     """The fastest way to a model's text on a CPU: its decoder, and its tokenizer; what both are given `complete` takes.
 
     `model` is what `load_model` takes, whose errors this raises. `precision`, one of `weights.PRECISIONS`, is what the
-    matrices are kept in; below float32 the text is no longer the model's own to the last token. `threads`: as
-    `cores.wanted_threads`. `message` hears what takes long: the first use on a machine compiles for some seconds.
-    `NotImplementedError` where that fails.
+    matrices are kept in, and below float32 the text is no longer the model's own to the last token; None is a quantised
+    directory's own, which has no other, and else float32. `threads`: as `cores.wanted_threads`. `message` hears what
+    takes long: the first use on a machine compiles for some seconds. `NotImplementedError` where that fails.
     """
-    check("precision", precision, str, Rule(help="", choices=PRECISIONS))
+    if precision is not None:
+        check("precision", precision, str, Rule(help="", choices=PRECISIONS))
     threads = wanted_threads(threads)
     path = resolve_model(model)
     try:
@@ -49,12 +50,12 @@ def load_decoder(
             reading = beside.submit(Tokenizer.load, path)
             packed = load(path, precision, threads)
             tokenizer = reading.result()
-        fingerprint = functools.partial(_fingerprint, path, precision)
+        fingerprint = functools.partial(_fingerprint, path, packed.precision)
     except UnsupportedError:
         from glassgpt.checkpoint import load_model  # any other format, through the readable model
 
         readable, tokenizer = load_model(path)
-        packed = pack_model(readable, precision, threads)
+        packed = pack_model(readable, precision or "float32", threads)
         fingerprint = functools.partial(_fingerprint_of_packed, packed)
     if tokenizer.n_vocab > packed.config.vocab_size:
         raise ValueError(

@@ -62,3 +62,18 @@ def zeros(shape: tuple[int, ...], kind: Any) -> Array:
     memory = np.zeros(size + _LINE, np.uint8)
     start = -memory.ctypes.data % _LINE
     return memory[start : start + size].view(kind).reshape(shape)
+
+
+def to_nibbles(numbers: Array) -> Array:
+    """(rows, columns) from -8 to 7 as (rows, bytes) uint8, plus 8: even columns in the low half, odd in the high."""
+    rows, columns = numbers.shape
+    even = np.full((rows, columns + columns % 2), 8, np.uint8)
+    even[:, :columns] = numbers + np.int8(8)
+    return even[:, ::2] | (even[:, 1::2] << 4)
+
+
+def from_nibbles(nibbles: Array, columns: int) -> Array:
+    """What `to_nibbles` was given, int8."""
+    numbers = np.empty((len(nibbles), 2 * nibbles.shape[1]), np.int8)
+    numbers[:, ::2], numbers[:, 1::2] = nibbles & 15, nibbles >> 4
+    return numbers[:, :columns] - np.int8(8)

@@ -19,6 +19,7 @@ from glassgpt.generation.cpu import kernels
 from glassgpt.generation.cpu.numbers import GROUP, Array, Groups, to_groups, zeros
 from glassgpt.generation.cpu.tiles import PANEL
 from glassgpt.json_file import read_json
+from glassgpt.weights.containers.quantized_file import bits_of, is_quantized, read_quantized
 from glassgpt.weights.families.config_json import from_config_json
 
 PRECISIONS = ("float32", "bfloat16", "int8", "int4")
@@ -147,6 +148,8 @@ class _Source:
 
     def get(self, name: str, *shape: int) -> Array:
         """A float32 copy of a tensor."""
+        if isinstance(self.left.get(name), Groups):
+            raise ValueError(f"{name} is quantised, which only matrices are")
         return np.array(self._floats(name, self._take(name, shape)), np.float32)
 
     def vectors(self, name: str, n: int) -> Array:
@@ -225,14 +228,27 @@ class _Source:
         self._release()
 
 
-def load(directory: str | Path, precision: str = "float32", threads: int = 1) -> Packed:
+def load(directory: str | Path, precision: str | None = None, threads: int = 1) -> Packed:
     """From a model directory with one `model.safetensors` of float32 or float16 tensors, which is mapped.
+
+    A quantised directory has its own precision, and no other; None is float32 for all else.
 
     `ValueError` where it is damaged, `FileNotFoundError` where it is not there, `UnsupportedError` for number types
     which only the readable model's readers take.
     """
     directory = Path(directory)
-    config = from_config_json(read_json(directory / "config.json"), str(directory / "config.json"))
+    values = read_json(directory / "config.json")
+    config = from_config_json(values, str(directory / "config.json"))
+    if is_quantized(values):
+        own = f"int{bits_of(values, str(directory / 'config.json'))}"
+        if precision not in (None, own):
+            raise ValueError(f"{directory} is quantised to {own} and has no {precision}: leave the precision out")
+        groups = read_quantized(directory, values)
+        try:
+            return pack(config, groups, own, threads)
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from None
+    precision = precision or "float32"
     try:
         tensors, release = _mapped(directory / "model.safetensors")
         return pack(config, tensors, precision, threads, release)
