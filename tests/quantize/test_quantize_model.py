@@ -52,7 +52,8 @@ def test_both_decoders_read_the_same_model(
     with torch.no_grad():
         expected = model(torch.tensor([ids]))[0].numpy()
     _, scores = decoder.read_all(ids)
-    np.testing.assert_allclose(scores, expected, atol=2e-3 * np.abs(expected).max(), rtol=0)
+    # the decoder rounds the activations to 8 bits, too, and a model with random weights makes the most of it
+    np.testing.assert_allclose(scores, expected, atol=0.06 * np.abs(expected).max(), rtol=0)
     assert np.array_equal(scores[-1], decoder.read(ids).scores)
     assert model.config.tie_embeddings == tied
     assert result.n_bytes < result.float32_bytes / 2

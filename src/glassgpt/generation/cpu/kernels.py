@@ -36,6 +36,11 @@ NOTHING, ADD, GELU_TANH, GELU_ERF = range(4)
 
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
 _ELEMENTWISE = {"contract", "nnan", "ninf", "nsz"}
+"""What a compiler may do to formulas without changing a bit of any result from one call to the next.
+
+Freedom to reorder sums is for loops that do nothing else: a loop that also writes is compiled twice, for arrays that lie
+apart and for those that might not, and the two would round differently.
+"""
 
 
 class Rows(NamedTuple):
@@ -214,20 +219,29 @@ def norms(phases, phase, x, scale, shift, eps, offset, out):
     return wait(phases, phase, len(x))
 
 
-@compiled(fastmath=True)
+@compiled(fastmath=_ELEMENTWISE)
 def _layer_norm(row, scale, shift, eps, result):
     """(x - mean) / sqrt(variance + eps) * scale + shift."""
-    n = len(scale)
-    total = np.float32(0)
-    for i in range(n):
-        total += row[i]
-    mean = total / np.float32(n)
-    total = np.float32(0)
-    for i in range(n):
-        total += (row[i] - mean) * (row[i] - mean)
-    factor = np.float32(1) / np.float32(math.sqrt(total / np.float32(n) + eps))
-    for i in range(n):
+    mean = _sum(row) / np.float32(len(row))
+    factor = np.float32(1) / np.float32(math.sqrt(_sum_of_squares(row, mean) / np.float32(len(row)) + eps))
+    for i in range(len(row)):
         result[i] = (row[i] - mean) * factor * scale[i] + shift[i]
+
+
+@compiled(fastmath=True)
+def _sum(row):
+    total = np.float32(0)
+    for i in range(len(row)):
+        total += row[i]
+    return total
+
+
+@compiled(fastmath=True)
+def _sum_of_squares(row, mean):
+    total = np.float32(0)
+    for i in range(len(row)):
+        total += (row[i] - mean) * (row[i] - mean)
+    return total
 
 
 @compiled()
@@ -244,7 +258,7 @@ def to_bytes(phases, phase, x, offset):
     return wait(phases, phase, n)
 
 
-@compiled(fastmath={"contract", "nnan", "ninf", "nsz", "reassoc"})
+@compiled(fastmath=_ELEMENTWISE)
 def _to_bytes(x, row, offset):
     """Round to whole numbers from -127 to 127, times a scale for each group of columns."""
     values, scales, zeros = x.values[row], x.scales[row], x.zeros[row]
@@ -277,17 +291,14 @@ def _exponentials(row, factor, largest):
         row[s] = _exp((row[s] - largest) * factor)
 
 
-@compiled(fastmath=True)
+@compiled(fastmath=_ELEMENTWISE)
 def _softmax(row, factor):
     """softmax of row * factor, in place."""
     largest = row[0]
     for s in range(len(row)):
         largest = max(largest, row[s])
     _exponentials(row, factor, largest)
-    total = np.float32(0)
-    for s in range(len(row)):
-        total += row[s]
-    inverse = np.float32(1) / total
+    inverse = np.float32(1) / _sum(row)
     for s in range(len(row)):
         row[s] *= inverse
 
