@@ -38,8 +38,8 @@ _F32, _I32 = ir.FloatType(), ir.IntType(32)
 _ELEMENTWISE = {"contract", "nnan", "ninf", "nsz"}
 """What a compiler may do to formulas without changing a bit of any result from one call to the next.
 
-Freedom to reorder sums is for loops that do nothing else: a loop that also writes is compiled twice, for arrays that lie
-apart and for those that might not, and the two would round differently.
+Freedom to reorder sums is for loops that do nothing else: a loop that also writes is compiled twice, for arrays that
+lie apart and for those that might not, and the two would round differently.
 """
 
 
