@@ -601,6 +601,20 @@ def test_a_run_is_evaluated_on_its_own_validation_part(glass: Callable[..., Answ
     }
 
 
+def test_evaluate_in_fewer_bits(glass: Callable[..., Answer]) -> None:
+    def loss(*options: str) -> float:
+        code, printed, errors = glass("evaluate", "run", "--json", *options)
+        assert code == 0, errors
+        return float(json.loads(printed)["loss"])
+
+    plain = loss()
+    assert loss("--decoder", "compiled") == pytest.approx(plain, abs=1e-5)
+    assert loss("--kv-cache", "float16") == pytest.approx(plain, abs=1e-2)
+    rounded = loss("--precision", "int4")
+    assert rounded != plain
+    assert rounded == pytest.approx(plain, abs=0.3)
+
+
 @pytest.mark.parametrize(
     ("asked", "command"),
     [

@@ -41,7 +41,10 @@ def test_fewer_bits_are_for_who_asks(saved: Path, capsys: pytest.CaptureFixture[
     assert out.startswith("ab")
     command = ["generate", str(saved), "ab", "--precision", "int8", "--decoder", "cached"]
     assert main(command) == 2
-    assert "precision 'int8' and the compiled decoder are for the CPU" in capsys.readouterr().err
+    assert (
+        "the compiled decoder, with its precision 'int8' and its KV cache in float32, is for the CPU"
+        in capsys.readouterr().err
+    )
 
 
 def test_without_numba_the_plain_decoder_serves(

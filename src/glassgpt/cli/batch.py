@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="FILE", help="file of the records; those in it are kept (default: standard output)"
     )
     group.add_argument(
-        "--batch", type=whole, metavar="N", help="most prompts at once (default: 64, or as many as fit 1 GiB of cache)"
+        "--batch", type=whole, metavar="N", help="most prompts at once (default: 64, or as many as fit 2 GiB of cache)"
     )
 
 

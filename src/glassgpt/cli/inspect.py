@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.cli.console import print_json, run_view
-from glassgpt.cli.options import DONE, add_machine, add_model, add_text_field, command, load, whole
+from glassgpt.cli.options import (
+    DONE,
+    add_decoder,
+    add_machine,
+    add_model,
+    add_text_field,
+    command,
+    load,
+    load_for_text,
+    wants_compiled,
+    whole,
+)
 
 
 def add_commands(commands: Any) -> None:
@@ -21,6 +32,7 @@ def add_commands(commands: Any) -> None:
         "text", nargs="*", metavar="TEXT", help="text files or folders (default: the validation part of a run)"
     )
     add_text_field(evaluate)
+    add_decoder(evaluate, auto="cached")
     add_machine(evaluate)
 
     explain = command(commands, "explain", _explain, "show what a model expects at each token, and where it looks")
@@ -38,7 +50,7 @@ def add_commands(commands: Any) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from glassgpt.training.evaluate import evaluate, evaluate_run
 
-    model, tokenizer = load(arguments)
+    model, tokenizer = load_for_text(arguments) if wants_compiled(arguments) else load(arguments)
     with run_view(on_stderr=True) as progress:
         if arguments.text:
             result = evaluate(model, tokenizer, arguments.text, text_fields=arguments.text_field, progress=progress)

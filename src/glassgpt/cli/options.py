@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 from glassgpt.options import Options, Rule
 
 if TYPE_CHECKING:
-    from glassgpt.generation.decoder import Decoder
+    from glassgpt.generation.cpu.decoder import CPUDecoder
     from glassgpt.model import GPTModel
     from glassgpt.tokenizer import Tokenizer
 
@@ -137,20 +137,26 @@ def load(arguments: argparse.Namespace) -> tuple[GPTModel, Tokenizer]:
     return load_model(arguments.model, device=pick_device(arguments.device))
 
 
-def add_decoder(parser: argparse.ArgumentParser) -> None:
-    """How the next token is computed."""
+def add_decoder(parser: argparse.ArgumentParser, auto: str = "compiled unless there is a GPU") -> None:
+    """How the next token is computed; `auto` says what is taken where nothing was asked for."""
     parser.add_argument(
         "--decoder",
         choices=("auto", "compiled", "cached"),
         default="auto",
         help="compiled: kernels for this CPU, without torch; cached: the readable model with its cache, on any device; "
-        "auto: compiled unless there is a GPU (default: auto)",
+        f"auto: {auto} (default: auto)",
     )
     parser.add_argument(
         "--precision",
         choices=("float32", "bfloat16", "int8", "int4"),
         help="number type of the compiled decoder's matrices: fewer bits are faster and not quite the model's own "
         "text (default: float32, or what `glassgpt quantize` made of it)",
+    )
+    parser.add_argument(
+        "--kv-cache",
+        choices=("float32", "float16"),
+        default="float32",
+        help="number type of the compiled decoder's keys and values: float16 takes half the memory (default: float32)",
     )
 
 
@@ -198,12 +204,24 @@ def _n_bytes(model: Any) -> int:
     return sum(parameter.nbytes for parameter in model.parameters())
 
 
-def load_for_text(arguments: argparse.Namespace) -> tuple[Decoder | GPTModel, Tokenizer]:
+def wants_compiled(arguments: argparse.Namespace) -> bool:
+    """Whether something was asked for that only the compiled decoder has."""
+    return (
+        arguments.decoder == "compiled"
+        or arguments.precision not in (None, "float32")
+        or arguments.kv_cache != "float32"
+    )
+
+
+def load_for_text(arguments: argparse.Namespace) -> tuple[CPUDecoder | GPTModel, Tokenizer]:
     """The model that was named, as what `generation.text` takes: compiled for the CPU, or the readable model."""
-    asked = arguments.decoder == "compiled" or arguments.precision not in (None, "float32")
+    asked = wants_compiled(arguments)
     on_cpu = arguments.device == "cpu" or (arguments.device == "auto" and not _may_have_gpu())
     if asked and (arguments.decoder == "cached" or arguments.device not in ("auto", "cpu")):
-        raise ValueError(f"precision {arguments.precision!r} and the compiled decoder are for the CPU: leave one out")
+        raise ValueError(
+            f"the compiled decoder, with its precision {arguments.precision or 'float32'!r} and its KV cache in "
+            f"{arguments.kv_cache}, is for the CPU: leave them out"
+        )
     if asked or (on_cpu and arguments.decoder == "auto"):
         try:
             from glassgpt.generation.cpu.load import load_decoder
@@ -211,6 +229,7 @@ def load_for_text(arguments: argparse.Namespace) -> tuple[Decoder | GPTModel, To
             return load_decoder(
                 arguments.model,
                 precision=arguments.precision,
+                cache=arguments.kv_cache,
                 threads=arguments.threads,
                 message=lambda text: print(f"glassgpt: {text}", file=sys.stderr, flush=True),
             )

@@ -107,6 +107,10 @@ def draw(
     sampling: Sampling, scores: Row, history: Sequence[int] | Ids, uniform: float, excluded: Sequence[int] = ()
 ) -> int:
     """One token id: the cumulative distribution over the kept ids, inverted at `uniform` from [0, 1)."""
+    if (sampling.temperature == 0 or sampling.top_k == 1) and sampling.repetition_penalty == 1:
+        best = int(scores.argmax())  # without a copy, most times
+        if best not in excluded and np.isfinite(scores[best]):
+            return best
     ids, weights = _kept(sampling, scores, history, excluded)
     sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
     block, rest = _invert(sums, uniform * sums.sum())

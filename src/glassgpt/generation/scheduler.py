@@ -24,7 +24,7 @@ CHUNK = 256
 MOST_ROWS = 64
 """More live rows than this hardly speed up a CPU."""
 
-MOST_BYTES = 2**30
+MOST_BYTES = 2**31
 """Where `MOST_ROWS` would take more memory than this, in bytes, there are fewer."""
 
 Event = tuple["Request", str]

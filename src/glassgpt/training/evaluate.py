@@ -5,17 +5,28 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
 
 from glassgpt.data.corpus import read_corpus
+from glassgpt.data.loader import evaluation_batches
 from glassgpt.data.tokens import TokenFile, validation_part, write_tokens
 from glassgpt.language_model import LanguageModel
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.objective import NextTokenLoss
 from glassgpt.training.progress import Progress
 from glassgpt.training.step import evaluate_loss
+
+if TYPE_CHECKING:
+    from glassgpt.generation.cpu.decoder import CPUDecoder
+
+_PIECE = 64
+"""Tokens whose scores a compiled decoder gives at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +46,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: LanguageModel,
+    model: LanguageModel | CPUDecoder,
     tokenizer: Tokenizer,
     texts: Sequence[str | Path],
     batch_size: int = 8,
@@ -46,7 +57,8 @@ def evaluate(
     """Measure `model` on text files or folders, read in windows of the context length side by side.
 
     The first token of each window is predicted from little, so the figures are those of a reader who forgets at every
-    window's edge. `text_fields` are those of records, as in `read_corpus`, whose errors this raises, too.
+    window's edge. A decoder of `load_decoder` shows what its number types cost. `text_fields` are those of records, as
+    in `read_corpus`, whose errors this raises, too.
     """
     progress = progress or Progress()
     documents = read_corpus(
@@ -60,7 +72,7 @@ def evaluate(
 
 
 def evaluate_run(
-    model: LanguageModel,
+    model: LanguageModel | CPUDecoder,
     tokenizer: Tokenizer,
     run: str | Path,
     batch_size: int = 8,
@@ -77,14 +89,31 @@ def evaluate_run(
     return _measured(model, tokens, batch_size, progress or Progress())
 
 
-def _measured(model: LanguageModel, tokens: TokenFile, batch_size: int, progress: Progress) -> Evaluation:
+def _measured(model: LanguageModel | CPUDecoder, tokens: TokenFile, batch_size: int, progress: Progress) -> Evaluation:
     n_targets = max(1, tokens.n_tokens - 1)
-    loss = evaluate_loss(
-        NextTokenLoss(model),
-        tokens.tokens,
-        batch_size,
-        progress=lambda done: progress.work("evaluating", done, n_targets, "tokens"),
-    )
+
+    def told(done: int) -> None:
+        progress.work("evaluating", done, n_targets, "tokens")
+
+    if isinstance(model, LanguageModel):
+        loss = evaluate_loss(NextTokenLoss(model), tokens.tokens, batch_size, progress=told)
+    else:
+        loss = _loss_of_scores(model, tokens.tokens, told)
     tokens.close()  # Windows deletes no file that is mapped
     bits = loss / math.log(2) * tokens.n_tokens / tokens.n_bytes
     return Evaluation(loss, math.exp(min(loss, 700)), bits, tokens.n_tokens, tokens.n_bytes)
+
+
+def _loss_of_scores(decoder: CPUDecoder, tokens: np.ndarray[Any, Any], told: Callable[[int], None]) -> float:
+    """The same mean over the same windows, from the scores of a compiled decoder."""
+    total, count = 0.0, 0
+    for inputs, targets in evaluation_batches(tokens, 1, decoder.context_length):
+        window, after = inputs[0].tolist(), None
+        for start in range(0, len(window), _PIECE):
+            after, scores = decoder.read_all(window[start : start + _PIECE], after)
+            wide = torch.from_numpy(np.ascontiguousarray(scores)).double()
+            piece = targets[0, start : start + _PIECE]
+            total += float(torch.nn.functional.cross_entropy(wide, piece, reduction="sum"))
+        count += len(window)
+        told(count)
+    return total / count

@@ -74,6 +74,43 @@ def test_bits_are_equal_alone_in_a_batch_and_in_pieces(tiny_model: Make, shape: 
         assert np.array_equal(scores[4], alone[n + 1])
 
 
+def test_memory_grows_with_what_is_held(tiny_model: Make) -> None:
+    model = tiny_model(context_length=600)
+    decoder, ids = CPUDecoder(pack_model(model)), np.random.default_rng(0).integers(0, 97, 500).tolist()
+
+    def held() -> int:
+        return decoder._keys.nbytes + decoder._values.nbytes
+
+    decoder.add([ids[:3]])
+    assert held() * 4 < decoder.row_bytes
+    decoder.add([ids[:5], ids[:200]])
+    for n, token in enumerate(ids[200:]):  # past the room for 400 tokens that the longest begins with
+        scores = decoder.step([ids[3 + n], ids[5 + n], token])
+    assert held() <= 4 * decoder.row_bytes
+    for row, n in enumerate((303, 305, 500)):
+        np.testing.assert_allclose(scores[row], oracle(model, ids[:n])[-1], atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_cache_in_float16(tiny_model: Make, shape: dict[str, Any]) -> None:
+    model = tiny_model(**shape)
+    packed, ids = pack_model(model), ids_for(model, 24)
+    whole, half = CPUDecoder(packed), CPUDecoder(packed, cache="float16")
+    assert half.row_bytes * 2 == whole.row_bytes
+    expected = [whole.read(ids[: n + 1]).scores for n in range(len(ids))]
+    alone = [half.read(ids[: n + 1]).scores for n in range(len(ids))]
+    stepped = [half.add([ids[:1]])[0]] + [half.step([token])[0] for token in ids[1:]]
+    assert np.array_equal(stepped, alone)
+    np.testing.assert_allclose(alone, expected, atol=2e-3 * np.abs(expected).max(), rtol=0)
+
+
+def test_a_number_too_large_for_float16_stays_finite(tiny_model: Make) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.trf_blocks[0].att.W_value.weight.mul_(1e6)
+    assert np.isfinite(CPUDecoder(pack_model(model), cache="float16").read([1, 2, 3]).scores).all()
+
+
 def test_rows_join_and_leave_at_any_time(tiny_model: Make) -> None:
     model = tiny_model(context_length=20)
     random = np.random.default_rng(5)
@@ -222,3 +259,5 @@ def test_a_file_that_is_cut_off_is_refused(saved: Path, tmp_path: Path) -> None:
 def test_an_unknown_precision() -> None:
     with pytest.raises(ValueError, match="precision 'int2' must be one of float32, bfloat16, int8, int4"):
         load_decoder("nowhere", precision="int2")
+    with pytest.raises(ValueError, match="cache 'int2' must be one of float32, float16"):
+        load_decoder("nowhere", cache="int2")

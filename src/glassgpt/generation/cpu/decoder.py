@@ -13,10 +13,15 @@ from glassgpt.generation.cpu.forward import Room, forward, n_phases, new_room
 from glassgpt.generation.cpu.kernels import GELU_ERF, GELU_TANH
 from glassgpt.generation.cpu.numbers import Array, zeros
 from glassgpt.generation.cpu.team import Team, new_phases
-from glassgpt.generation.cpu.tiles import LANES, PANEL
+from glassgpt.generation.cpu.tiles import LANES, PANEL, has_float16
 from glassgpt.generation.cpu.weights import Packed
 from glassgpt.generation.decoder import Prefix, Row, Scores, Speculative
 
+CACHES = ("float32", "float16")
+"""Number types of keys and values."""
+
+_LEAST = 128
+"""Tokens that a row has room for from the beginning."""
 _ROWS = 6
 """Tokens of one row whose attention is computed together."""
 _ROOMS, _SMALL = 8, 64
@@ -39,13 +44,19 @@ class CPUDecoder(Speculative):
     """Runs packed weights. In float32 a row's scores are equal bit for bit alone, in any batch and in any pieces.
 
     Keys are (layers, slots, heads, panels of tokens, head_dim, `PANEL`), values (layers, slots, heads, tokens, width),
-    both float32; a live row lies in one slot.
+    both float32, or int16 with the bits of float16; a live row lies in one slot.
     """
 
     can_cut = True  # a window limits what is seen, not what is kept
 
-    def __init__(self, packed: Packed, capacity: int | None = None, threads: int = 1) -> None:
-        """`capacity`: tokens a row may hold, at most the model's context length, which is the default."""
+    def __init__(self, packed: Packed, capacity: int | None = None, threads: int = 1, cache: str = "float32") -> None:
+        """`capacity`: tokens a row may hold, at most the model's context length, which is the default.
+
+        `cache`, one of `CACHES`: the number type of keys and values. `NotImplementedError` for one that this CPU lacks.
+        """
+        if cache == "float16" and not has_float16():
+            raise NotImplementedError("this CPU has no instructions for float16: keep the cache in float32")
+        self._kept = np.float32 if cache == "float32" else np.int16
         self._config, self._weights, self._offset = packed.config, packed.weights, packed.offset
         self.fingerprint: Callable[[], str] | None = None
         """SHA-256 of what decides its scores, where they come from a file: it takes a moment."""
@@ -54,7 +65,7 @@ class CPUDecoder(Speculative):
         self._rooms: dict[tuple[int, int], Room] = {}
         self.vocab_size, self.weight_bytes = packed.config.vocab_size, packed.n_bytes
         self.context_length = min(capacity or packed.config.context_length, packed.config.context_length)
-        self._keys, self._values = self._memory(0, self.context_length)
+        self._keys, self._values = self._memory(0, 0)
         self._slots: list[int] = []  # of each live row
         self._free: list[int] = []
         self._lengths: list[int] = []
@@ -88,8 +99,7 @@ class CPUDecoder(Speculative):
     def join(self, prefix: Prefix) -> None:
         """See `Decoder`."""
         assert isinstance(prefix, _Prefix), "another decoder's prefix"
-        if not self._free:
-            self._grow()
+        self._make_room(1, prefix.n_tokens)
         slot, n = self._free.pop(), prefix.n_tokens
         panels = -(-n // PANEL)
         self._keys[:, slot, :, :panels] = prefix.keys[:, 0, :, :panels]
@@ -103,6 +113,7 @@ class CPUDecoder(Speculative):
             raise ValueError(f"{len(tokens)} tokens for {len(self._slots)} live rows: give one for each")
         if max(self._lengths) >= self.context_length:
             raise ValueError(f"a row holds {self.context_length} tokens already, as many as it may")
+        self._make_room(0, max(self._lengths) + 1)
         rows = np.arange(len(tokens))
         slots, positions = np.array(self._slots), np.array(self._lengths)
         scores = self._forward(tokens, slots, positions, np.arange(len(tokens) + 1), rows, self._keys, self._values)
@@ -114,6 +125,7 @@ class CPUDecoder(Speculative):
         after = [n + len(new) for n, new in zip(self._lengths, tokens, strict=True)]
         if max(after) > self.context_length:
             raise ValueError(f"a row of {max(after)} tokens exceeds the {self.context_length} that it may hold")
+        self._make_room(0, max(after))
         flat: list[int] = []
         slots: list[int] = []
         positions: list[int] = []
@@ -175,15 +187,22 @@ class CPUDecoder(Speculative):
         # zeros, not empty: a weight of 0 times the NaN that stale memory may hold is NaN
         shape = (config.n_layers, n_slots, config.n_heads)
         return (
-            zeros((*shape, panels, config.head_dim, PANEL), np.float32),
-            zeros((*shape, n_tokens, kernels.filled(config.head_dim, LANES)), np.float32),
+            zeros((*shape, panels, config.head_dim, PANEL), self._kept),
+            zeros((*shape, n_tokens, kernels.filled(config.head_dim, LANES)), self._kept),
         )
 
-    def _grow(self) -> None:
-        """Twice as many slots, so that rows joining one by one are seldom copied."""
-        n = self._keys.shape[1]
-        more = max(1, n)
-        keys, values = self._memory(n + more, self.context_length)
-        keys[:, :n], values[:, :n] = self._keys, self._values
+    def _make_room(self, n_more: int, n_tokens: int) -> None:
+        """For more rows, and for rows of so many tokens: twice as many where they do not fit, so it is seldom done."""
+        n_slots, capacity = self._keys.shape[1], self._values.shape[3]
+        slots = max(2 * n_slots, n_more) if n_more > len(self._free) else n_slots
+        if n_tokens > capacity:
+            capacity = min(self.context_length, max(2 * capacity, n_tokens, _LEAST))
+        elif slots == n_slots:
+            return
+        keys, values = self._memory(slots, capacity)
+        used = max(self._lengths, default=0)
+        panels = -(-used // PANEL)
+        keys[:, :n_slots, :, :panels] = self._keys[:, :, :, :panels]
+        values[:, :n_slots, :, :used] = self._values[:, :, :, :used]
         self._keys, self._values = keys, values
-        self._free += range(n, n + more)
+        self._free += range(n_slots, slots)

@@ -303,11 +303,35 @@ def _softmax(row, factor):
         row[s] *= inverse
 
 
+@intrinsic
+def _float16_bits(typingctx, x):
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
+
+    return types.int16(types.float32), codegen
+
+
+def kept(cache, x):
+    """A number as the cache keeps it."""
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(kept, inline="always")
+def _kept(cache, x):
+    if cache.dtype == types.float32:
+        return lambda cache, x: x
+    most = 65504.0  # the largest float16
+    return lambda cache, x: _float16_bits(  # type: ignore[call-arg]
+        min(max(np.float32(x), np.float32(-most)), np.float32(most))
+    )
+
+
 @compiled()
 def store(phases, phase, qkv, n_heads, head_dim, slots, positions, keys, values):
     """Keys and values of new tokens to the cache, at each one's slot and position; a head is an item.
 
-    keys: (slots, heads, panels of tokens, head_dim, `PANEL`); values: (slots, heads, tokens, width).
+    keys: (slots, heads, panels of tokens, head_dim, `PANEL`); values: (slots, heads, tokens, width); both float32, or
+    int16 with the bits of float16.
     """
     d = n_heads * head_dim
     head = take(phases, phase, n_heads)
@@ -317,8 +341,8 @@ def store(phases, phase, qkv, n_heads, head_dim, slots, positions, keys, values)
             panel, lane = position // PANEL, position % PANEL
             key, value = keys[slots[m], head, panel], values[slots[m], head, position]
             for i in range(head_dim):
-                key[i, lane] = row[d + head * head_dim + i]
-                value[i] = row[2 * d + head * head_dim + i]
+                key[i, lane] = kept(keys, row[d + head * head_dim + i])
+                value[i] = kept(keys, row[2 * d + head * head_dim + i])
         finish(phases, phase)
         head = take(phases, phase, n_heads)
     return wait(phases, phase, n_heads)

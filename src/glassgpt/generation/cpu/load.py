@@ -15,7 +15,7 @@ import numba
 import numpy as np
 
 from glassgpt.cores import wanted_threads
-from glassgpt.generation.cpu.decoder import CPUDecoder
+from glassgpt.generation.cpu.decoder import CACHES, CPUDecoder
 from glassgpt.generation.cpu.weights import PRECISIONS, Packed, UnsupportedError, load, pack
 from glassgpt.options import Rule, check
 from glassgpt.terminal_text import one_line
@@ -29,6 +29,7 @@ def load_decoder(
     model: str | Path,
     *,
     precision: str | None = None,
+    cache: str = "float32",
     threads: int | None = None,
     message: Callable[[str], None] | None = None,
 ) -> tuple[CPUDecoder, Tokenizer]:
@@ -36,11 +37,13 @@ def load_decoder(
 
     `model` is what `load_model` takes, whose errors this raises. `precision`, one of `weights.PRECISIONS`, is what the
     matrices are kept in, and below float32 the text is no longer the model's own to the last token; None is a quantised
-    directory's own, which has no other, and else float32. `threads`: as `cores.wanted_threads`. `message` hears what
-    takes long: the first use on a machine compiles for some seconds. `NotImplementedError` where that fails.
+    directory's own, which has no other, and else float32. `cache`, one of `decoder.CACHES`: the number type of keys and
+    values. `threads`: as `cores.wanted_threads`. `message` hears what takes long: the first use on a machine compiles
+    for some seconds. `NotImplementedError` where that fails.
     """
     if precision is not None:
         check("precision", precision, str, Rule(help="", choices=PRECISIONS))
+    check("cache", cache, str, Rule(help="", choices=CACHES))
     threads = wanted_threads(threads)
     path = resolve_model(model)
     try:
@@ -50,34 +53,34 @@ def load_decoder(
             reading = beside.submit(Tokenizer.load, path)
             packed = load(path, precision, threads)
             tokenizer = reading.result()
-        fingerprint = functools.partial(_fingerprint, path, packed.precision)
+        fingerprint = functools.partial(_fingerprint, path, f"{packed.precision} {cache}")
     except UnsupportedError:
         from glassgpt.checkpoint import load_model  # any other format, through the readable model
 
         readable, tokenizer = load_model(path)
         packed = pack_model(readable, precision or "float32", threads)
-        fingerprint = functools.partial(_fingerprint_of_packed, packed)
+        fingerprint = functools.partial(_fingerprint_of_packed, packed, cache)
     if tokenizer.n_vocab > packed.config.vocab_size:
         raise ValueError(
             f"{path}: the tokenizer has {tokenizer.n_vocab} tokens, the model {packed.config.vocab_size}; "
             "they do not belong together"
         )
-    decoder = _ready(packed, threads, message)
+    decoder = _ready(packed, threads, message, cache)
     decoder.fingerprint = fingerprint
     return decoder, tokenizer
 
 
-def _fingerprint(directory: Path, precision: str) -> str:
-    """SHA-256 of the files of a model directory that decide its scores, and of the precision."""
-    digest = hashlib.sha256(precision.encode())
+def _fingerprint(directory: Path, numbers: str) -> str:
+    """SHA-256 of the files of a model directory that decide its scores, and of the number types."""
+    digest = hashlib.sha256(numbers.encode())
     for name in ("config.json", "model.safetensors"):
         with (directory / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
-def _fingerprint_of_packed(packed: Packed) -> str:
-    digest = hashlib.sha256(f"{packed.config.to_dict()} {packed.precision}".encode())
+def _fingerprint_of_packed(packed: Packed, cache: str) -> str:
+    digest = hashlib.sha256(f"{packed.config.to_dict()} {packed.precision} {cache}".encode())
     for array in packed.weights:
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
@@ -91,9 +94,9 @@ def compiled_decoder(
     return _ready(pack_model(model, precision, threads), threads, message)
 
 
-def _ready(packed: Packed, threads: int, message: Callable[[str], None] | None) -> CPUDecoder:
+def _ready(packed: Packed, threads: int, message: Callable[[str], None] | None, cache: str = "float32") -> CPUDecoder:
     """A decoder whose code is compiled."""
-    decoder = CPUDecoder(packed, threads=threads)
+    decoder = CPUDecoder(packed, threads=threads, cache=cache)
     # whether the code for these arguments lies on the disk, only Numba knows: it is there in an instant, or it is not
     telling = threading.Timer(1, message or (lambda _: None), ["compiling for this machine, once: about 10 seconds"])
     telling.daemon = True

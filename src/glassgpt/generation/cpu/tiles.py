@@ -44,6 +44,11 @@ def this_machine() -> Machine:
     return Machine(lanes, "vnni" if vnni else "pairs" if has.get("avx2") else "plain")
 
 
+def has_float16() -> bool:
+    """Whether this CPU turns float32 into float16 and back by itself."""
+    return HERE.dot == "plain" or bool(llvmlite.binding.get_host_cpu_features().get("f16c"))
+
+
 HERE = this_machine()
 LANES = HERE.lanes
 PANEL = LANES * HERE.vectors
@@ -56,9 +61,9 @@ _F32, _I16, _I32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
 def tile(n_x: int, n_vectors: int = HERE.vectors, machine: Machine = HERE) -> Any:
     """A compiled out[i, r] = init[i, r] + sum over c of x[i, c] w[r, c]: `n_x` rows of x, one panel of w.
 
-    The arguments are those of `_Arguments`. The type of the array w decides what is compiled: float32, uint16 for
-    bfloat16, int8, or uint8 for 4 bits. Float32 takes any width of panel (`n_vectors`) and any stride from one column
-    to the next; the other types take whole panels without gaps.
+    The arguments are those of `_Arguments`. The type of the array w decides what is compiled: float32, int16 for the
+    bits of a float16, uint16 for those of a bfloat16, int8, or uint8 for 4 bits. The first two take any width of panel
+    (`n_vectors`) and any stride from one column to the next; the others take whole panels without gaps.
     """
 
     @intrinsic
@@ -126,8 +131,8 @@ class _Writer:
         """All of it: the sums begin with `init`, pass over the columns, and are stored."""
         given = self.given
         sums = self._rows_of_vectors(given.init, given.init_stride, self._read)
-        if kind == "float32":
-            sums = self._loop(1, sums, self._float32)
+        if kind in ("float32", "int16"):
+            sums = self._loop(1, sums, self._float32 if kind == "float32" else self._float16)
         elif kind == "uint16":
             sums = self._loop(2, sums, self._bfloat16)
         else:
@@ -141,6 +146,13 @@ class _Writer:
         """sums[i] += x[i, column] w[:, column]."""
         at = self.b.add(self.given.w_at, self.b.mul(column, self.given.w_stride))
         weights = [self._weights(at, v * self.lanes, self.floats) for v in range(self.n_v)]
+        return self._multiplied(column, weights, sums)
+
+    def _float16(self, column: Any, sums: list[Any]) -> list[Any]:
+        """The same; the CPU widens them."""
+        at = self.b.add(self.given.w_at, self.b.mul(column, self.given.w_stride))
+        halves = ir.VectorType(ir.HalfType(), self.lanes)
+        weights = [self.b.fpext(self._weights(at, v * self.lanes, halves), self.floats) for v in range(self.n_v)]
         return self._multiplied(column, weights, sums)
 
     def _bfloat16(self, column: Any, sums: list[Any]) -> list[Any]:
