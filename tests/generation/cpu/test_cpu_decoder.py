@@ -1,5 +1,8 @@
 """The CPU decoder beside the readable model: the same scores, equal bits however rows are put together."""
 
+import json
+import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +16,7 @@ import torch
 from glassgpt import GPTConfig, GPTModel, Tokenizer, complete, load_decoder, save_model
 from glassgpt.generation.cpu.decoder import CPUDecoder
 from glassgpt.generation.cpu.load import pack_model
+from glassgpt.generation.cpu.tiles import features
 from glassgpt.generation.cpu.weights import PRECISIONS
 from glassgpt.generation.decoder import Decoder
 from glassgpt.generation.torch_decoder import NaiveDecoder
@@ -208,6 +212,36 @@ def test_text_comes_without_torch(saved: Path) -> None:
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+SCORES = """
+import json, sys
+from glassgpt import load_decoder
+from glassgpt.generation.cpu.tiles import HERE
+scores = [load_decoder(sys.argv[1], precision=p)[0].read([1, 2, 3, 40, 5]).scores.tolist() for p in sys.argv[2:]]
+print(json.dumps([HERE, scores]))
+"""
+_AVX2 = "+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="compiles for other CPUs of x86-64")
+@pytest.mark.parametrize(
+    ("cpu", "instructions", "dot"), [("haswell", _AVX2, "pairs"), ("x86-64", "+sse2", "plain")], ids=["avx2", "sse2"]
+)
+def test_a_machine_with_fewer_instructions(saved: Path, tmp_path: Path, cpu: str, instructions: str, dot: str) -> None:
+    if dot == "pairs" and "avx2" not in features():
+        pytest.skip("this CPU has no AVX2")
+    precisions = ("float32", "bfloat16", "int8", "int4")
+    machine = {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": instructions, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", SCORES, str(saved), *precisions]
+    done = subprocess.run(command, env=os.environ | machine, capture_output=True, text=True, check=True)
+    here, scores = json.loads(done.stdout)
+    assert here == [8, dot]
+    for precision, found in zip(precisions, scores, strict=True):
+        expected = load_decoder(saved, precision=precision)[0].read([1, 2, 3, 40, 5]).scores
+        # sums within a norm and a softmax have another order, after which activations may round to the next byte
+        np.testing.assert_allclose(found, expected, atol=1e-5 if precision.endswith("t32") else 1e-2, rtol=0)
 
 
 def test_other_number_types_come_through_the_readable_model(tmp_path: Path, tiny_model: Make) -> None:

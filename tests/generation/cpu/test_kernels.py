@@ -6,7 +6,6 @@ import sys
 import threading
 from typing import Any
 
-import llvmlite.binding
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +15,7 @@ from numba import njit
 from glassgpt.generation.cpu import kernels
 from glassgpt.generation.cpu.numbers import GROUP, Groups, to_groups, zeros
 from glassgpt.generation.cpu.team import Team, finish, new_phases, take, wait
-from glassgpt.generation.cpu.tiles import HERE, PANEL, Machine, tile
+from glassgpt.generation.cpu.tiles import HERE, PANEL, Machine, features, tile
 from glassgpt.generation.cpu.weights import PRECISIONS
 
 RANDOM = np.random.default_rng(7)
@@ -204,9 +203,8 @@ MACHINES = [Machine(lanes, dot) for lanes in (8, 16) for dot in ("vnni", "pairs"
 
 
 def can_run(machine: Machine) -> bool:
-    has = llvmlite.binding.get_host_cpu_features()
-    needs = {"vnni": ["avx512vnni", "avx512vl"], "pairs": ["avx2"], "plain": []}[machine.dot]
-    return all(has.get(name) for name in [*needs, *(["avx512bw"] if machine.lanes == 16 else [])])
+    needs = {"vnni": {"avx512vnni", "avx512vl"}, "pairs": {"avx2"}, "plain": set()}[machine.dot]
+    return needs | ({"avx512bw"} if machine.lanes == 16 else set()) <= features()
 
 
 def run_tile(machine: Machine, n_x: int, precision: str, x: np.ndarray, groups: Groups) -> np.ndarray:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import llvmlite.binding
+import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -37,16 +38,24 @@ class Machine(NamedTuple):
 
 
 def this_machine() -> Machine:
-    """By the instructions of this CPU."""
-    has = llvmlite.binding.get_host_cpu_features()
-    lanes = 16 if has.get("avx512f") and has.get("avx512bw") else 8
-    vnni = has.get("avx512vnni") if lanes == 16 else has.get("avxvnni")
-    return Machine(lanes, "vnni" if vnni else "pairs" if has.get("avx2") else "plain")
+    """By the instructions of this CPU, or of the one that `NUMBA_CPU_FEATURES` describes."""
+    has = features()
+    lanes = 16 if "avx512f" in has and "avx512bw" in has else 8
+    vnni = ("avx512vnni" if lanes == 16 else "avxvnni") in has
+    return Machine(lanes, "vnni" if vnni else "pairs" if "avx2" in has else "plain")
+
+
+def features() -> frozenset[str]:
+    """The names, as LLVM has them, of the instruction sets that Numba compiles for."""
+    given = numba.config.CPU_FEATURES  # type: ignore[attr-defined]  # made when it is imported
+    if given is None:
+        return frozenset(name for name, there in llvmlite.binding.get_host_cpu_features().items() if there)
+    return frozenset(name[1:] for name in given.split(",") if name.startswith("+"))
 
 
 def has_float16() -> bool:
     """Whether this CPU turns float32 into float16 and back by itself."""
-    return HERE.dot == "plain" or bool(llvmlite.binding.get_host_cpu_features().get("f16c"))
+    return "f16c" in features() or "neon" in features()
 
 
 HERE = this_machine()
