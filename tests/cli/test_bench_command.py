@@ -130,6 +130,7 @@ def test_ctrl_c_leaves_a_table_and_no_process(tmp_path: Path) -> None:
     with subprocess.Popen(
         [*command, "--only", "compiled", "--out", str(tmp_path / "out")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as process:  # fmt: skip
         assert process.stderr is not None and process.stdout is not None
         for line in process.stderr:
