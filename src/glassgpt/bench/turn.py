@@ -137,7 +137,7 @@ def read_rate(threads: int) -> float | None:
     try:
         import numpy as np
 
-        from glassgpt.generation.cpu.kernels import total
+        from glassgpt.generation.cpu.panels import total
     except ImportError:
         return None
     parts = np.ones((threads, _READ_NUMBERS // threads), np.float32)

@@ -12,9 +12,6 @@ import numpy as np
 
 from glassgpt.generation.cpu.decoder import CPUDecoder
 
-_PIECE = 64
-"""Tokens whose scores are held at once."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -48,14 +45,10 @@ def compare(
     total, done = sum(len(window) - 1 for window in windows), 0
     loss = other_loss = same = divergence = most = squares = 0.0
     for window in windows:
-        prefixes: list[Any] = [None, None]
-        for start in range(0, len(window) - 1, _PIECE):
-            piece = window[start : min(start + _PIECE, len(window) - 1)]
-            targets = np.asarray(window[start + 1 : start + 1 + len(piece)])[:, None]
-            scores = []
-            for n, decoder in enumerate((reference, other)):
-                prefixes[n], found = decoder.read_all(piece, prefixes[n])
-                scores.append(found.astype(np.float64))
+        read = window[:-1]
+        for (start, mine), (_, its) in zip(reference.scores_of(read), other.scores_of(read), strict=True):
+            targets = np.asarray(window[start + 1 : start + 1 + len(mine)])[:, None]
+            scores = [found.astype(np.float64) for found in (mine, its)]
             p, q = (_log_softmax(found) for found in scores)
             loss -= float(np.take_along_axis(p, targets, 1).sum())
             other_loss -= float(np.take_along_axis(q, targets, 1).sum())
@@ -63,7 +56,7 @@ def compare(
             divergence, most = divergence + float(each.sum()), max(most, float(each.max()))
             same += float((p.argmax(1) == q.argmax(1)).sum())
             squares += float((scores[1] - scores[0]).var(axis=1).sum())
-            done += len(piece)
+            done += len(mine)
             progress(done, total)
     return Comparison(
         total,

@@ -25,9 +25,6 @@ from glassgpt.training.step import evaluate_loss
 if TYPE_CHECKING:
     from glassgpt.generation.cpu.decoder import CPUDecoder
 
-_PIECE = 64
-"""Tokens whose scores a compiled decoder gives at once."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -108,12 +105,10 @@ def _loss_of_scores(decoder: CPUDecoder, tokens: np.ndarray[Any, Any], told: Cal
     """The same mean over the same windows, from the scores of a compiled decoder."""
     total, count = 0.0, 0
     for inputs, targets in evaluation_batches(tokens, 1, decoder.context_length):
-        window, after = inputs[0].tolist(), None
-        for start in range(0, len(window), _PIECE):
-            after, scores = decoder.read_all(window[start : start + _PIECE], after)
+        for start, scores in decoder.scores_of(inputs[0].tolist()):
             wide = torch.from_numpy(np.ascontiguousarray(scores)).double()
-            piece = targets[0, start : start + _PIECE]
+            piece = targets[0, start : start + len(wide)]
             total += float(torch.nn.functional.cross_entropy(wide, piece, reduction="sum"))
-        count += len(window)
+        count += targets.numel()
         told(count)
     return total / count

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from numba import njit
 
 from glassgpt.generation.cpu import kernels
+from glassgpt.generation.cpu import panels as panels_of
 from glassgpt.generation.cpu.numbers import GROUP, Groups, to_groups, zeros
+from glassgpt.generation.cpu.panels import filled
 from glassgpt.generation.cpu.team import Team, finish, new_phases, take, wait
 from glassgpt.generation.cpu.tiles import HERE, PANEL, Machine, features, tile
 from glassgpt.generation.cpu.weights import PRECISIONS
@@ -28,24 +30,24 @@ def normal(*shape: int) -> np.ndarray:
 
 def in_panels(matrix: np.ndarray, precision: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A matrix as the kernels read it, its scales, and what both stand for, in float64."""
-    n_out, columns = matrix.shape[0], kernels.filled(matrix.shape[1])
-    panels = kernels.filled(n_out) // PANEL
+    n_out, columns = matrix.shape[0], filled(matrix.shape[1])
+    panels = filled(n_out) // PANEL
     scales = zeros((panels, columns // GROUP * PANEL if OFFSETS[precision] else 0), np.uint16)
     if precision == "float32":
         data = zeros((panels, columns * PANEL), np.float32)
-        kernels.pack_float32(matrix, data)
+        panels_of.pack(matrix, data)
         return data, scales, matrix.astype(np.float64)
     if precision == "bfloat16":
         data = zeros((panels, columns * PANEL), np.uint16)
-        kernels.pack_bfloat16(matrix, data)
+        panels_of.pack(matrix, data)
         bits = matrix.view(np.uint32).astype(np.uint64)
         upper = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).astype(np.uint32)
         return data, scales, upper.view(np.float32).astype(np.float64)
     groups = to_groups(matrix, 8 if precision == "int8" else 4)
     data = zeros((panels, columns * PANEL // (1 if precision == "int8" else 2)), np.int8)
     data = data if precision == "int8" else data.view(np.uint8)
-    (kernels.pack_int8 if precision == "int8" else kernels.pack_int4)(groups.numbers, data)
-    kernels.pack_scales(groups.scales, scales)
+    panels_of.pack(groups.numbers, data)
+    panels_of.pack_scales(groups.scales, scales)
     return data, scales, groups.to_float32().astype(np.float64)
 
 
@@ -69,9 +71,9 @@ def rows_of(x: np.ndarray, precision: str) -> tuple[kernels.Rows, np.ndarray]:
 def test_linear(precision: str, rows: int, n_in: int, n_out: int) -> None:
     x, rounded = rows_of(normal(rows, n_in), precision)
     data, scales, matrix = in_panels(normal(n_out, n_in), precision)
-    bias = np.zeros(kernels.filled(n_out), np.float32)
+    bias = np.zeros(filled(n_out), np.float32)
     bias[:n_out] = normal(n_out)
-    out = np.full((rows, kernels.filled(n_out)), 9, np.float32)
+    out = np.full((rows, filled(n_out)), 9, np.float32)
     phases = new_phases(1)
     assert kernels.linear(phases, 0, x, data, scales, bias, out, kernels.NOTHING, out) == 1
     expected = rounded @ matrix.T + bias[:n_out]
@@ -134,11 +136,11 @@ def test_attention(window: int, n: int, head_dim: int) -> None:
     qkv = normal(total, 3 * d)
     slots, positions = np.ones(total, np.int64), np.arange(total)
     keys = zeros((2, heads, -(-total // PANEL), head_dim, PANEL), np.float32)
-    values = zeros((2, heads, total, kernels.filled(head_dim, HERE.lanes)), np.float32)
+    values = zeros((2, heads, total, filled(head_dim, HERE.lanes)), np.float32)
     kernels.store(new_phases(1), 0, qkv, heads, head_dim, slots, positions, keys, values)
     assert not keys[0].any()
     assert not values[0].any()
-    blocks, out = np.array([*range(0, n, 6), n]), np.zeros((n, kernels.filled(d)), np.float32)
+    blocks, out = np.array([*range(0, n, 6), n]), np.zeros((n, filled(d)), np.float32)
     kernels.attention(
         new_phases(1), 0, qkv[before:].copy(), keys, values, kernels.new_rows(1, 1), slots[before:], positions[before:],
         blocks, heads, head_dim, window, out,
@@ -187,9 +189,9 @@ def test_groups_of_any_shape(rows: int, columns: int, bits: int) -> None:
 
 def test_total() -> None:
     numbers = normal(5000)
-    assert np.isfinite(kernels.total(numbers))
+    assert np.isfinite(panels_of.total(numbers))
     numbers[4999] = np.nan
-    assert not np.isfinite(kernels.total(numbers))
+    assert not np.isfinite(panels_of.total(numbers))
 
 
 def test_zeros_begin_at_a_line_of_the_cache() -> None:
@@ -333,6 +335,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from test_kernels import in_panels, rows_of
 from glassgpt.generation.cpu import kernels
+from glassgpt.generation.cpu.panels import filled
 from glassgpt.generation.cpu.team import new_phases
 libc, page = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE
 
@@ -355,16 +358,16 @@ for precision in ("float32", "bfloat16", "int8", "int4"):
             x = kernels.Rows(*map(at_the_end, x))
             w = random.standard_normal((n_out, n_in)).astype(np.float32)
             data, scales, _ = in_panels(w, precision)
-            n = kernels.filled(n_out)
+            n = filled(n_out)
             bias, out = at_the_end(np.zeros(n, np.float32)), at_the_end(np.zeros((rows, n), np.float32))
             w, scales = at_the_end(data), at_the_end(scales)
             kernels.linear(new_phases(1), 0, x, w, scales, bias, out, kernels.NOTHING, out)
 heads, n = 2, 70
 for head_dim in (5, 64):
     d = heads * head_dim
-    qkv = at_the_end(random.standard_normal((n, kernels.filled(3 * d))).astype(np.float32))
+    qkv = at_the_end(random.standard_normal((n, filled(3 * d))).astype(np.float32))
     keys = at_the_end(np.zeros((1, heads, -(-n // kernels.PANEL), head_dim, kernels.PANEL), np.float32))
-    values = at_the_end(np.zeros((1, heads, n, kernels.filled(head_dim, kernels.LANES)), np.float32))
+    values = at_the_end(np.zeros((1, heads, n, filled(head_dim, kernels.LANES)), np.float32))
     slots, positions = np.zeros(n, np.int64), np.arange(n)
     kernels.store(new_phases(1), 0, qkv, heads, head_dim, slots, positions, keys, values)
     out = at_the_end(np.zeros((n, d), np.float32))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from glassgpt.config import NORM_EPS
-from glassgpt.generation.cpu import kernels
 from glassgpt.generation.cpu.forward import Room, forward, n_phases, new_room
 from glassgpt.generation.cpu.kernels import GELU_ERF, GELU_TANH
 from glassgpt.generation.cpu.numbers import Array, zeros
+from glassgpt.generation.cpu.panels import filled
 from glassgpt.generation.cpu.team import Team, new_phases
 from glassgpt.generation.cpu.tiles import LANES, PANEL, has_float16
 from glassgpt.generation.cpu.weights import Packed
@@ -20,6 +20,8 @@ from glassgpt.generation.decoder import Prefix, Row, Scores, Speculative
 CACHES = ("float32", "float16")
 """Number types of keys and values."""
 
+_PIECE = 64
+"""Tokens whose scores are held at once."""
 _LEAST = 128
 """Tokens that a row has room for from the beginning."""
 _ROWS = 6
@@ -96,6 +98,13 @@ class CPUDecoder(Speculative):
         scores = self._forward(tokens, np.zeros_like(positions), positions, blocks, last, keys, values)
         return _Prefix(n_tokens, scores[-1], keys, values), scores
 
+    def scores_of(self, window: Sequence[int]) -> Iterator[tuple[int, Scores]]:
+        """Scores after every token of a text that fits the context, in pieces: (where one begins, (n, vocab_size))."""
+        after = None
+        for start in range(0, len(window), _PIECE):
+            after, scores = self.read_all(window[start : start + _PIECE], after)
+            yield start, scores
+
     def join(self, prefix: Prefix) -> None:
         """See `Decoder`."""
         assert isinstance(prefix, _Prefix), "another decoder's prefix"
@@ -168,7 +177,7 @@ class CPUDecoder(Speculative):
             room = new_room(config, *size)
             if len(self._rooms) < _ROOMS and size[0] <= _SMALL:
                 self._rooms[size] = room
-        scores = np.empty((len(last), kernels.filled(config.vocab_size)), np.float32)
+        scores = np.empty((len(last), filled(config.vocab_size)), np.float32)
         arguments = (
             new_phases(n_phases(config)), self._weights, room, config.n_heads, config.head_dim,
             config.sliding_window or config.context_length, np.float32(NORM_EPS),
@@ -188,7 +197,7 @@ class CPUDecoder(Speculative):
         shape = (config.n_layers, n_slots, config.n_heads)
         return (
             zeros((*shape, panels, config.head_dim, PANEL), self._kept),
-            zeros((*shape, n_tokens, kernels.filled(config.head_dim, LANES)), self._kept),
+            zeros((*shape, n_tokens, filled(config.head_dim, LANES)), self._kept),
         )
 
     def _make_room(self, n_more: int, n_tokens: int) -> None:

@@ -14,7 +14,6 @@ from glassgpt.generation.cpu.kernels import (
     Rows,
     attention,
     embed,
-    filled,
     linear,
     new_rows,
     norms,
@@ -22,6 +21,7 @@ from glassgpt.generation.cpu.kernels import (
     to_bytes,
 )
 from glassgpt.generation.cpu.numbers import Array, zeros
+from glassgpt.generation.cpu.panels import filled
 from glassgpt.generation.cpu.team import finish, take, wait
 
 

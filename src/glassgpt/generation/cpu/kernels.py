@@ -19,6 +19,7 @@ from numba.extending import intrinsic, overload
 
 from glassgpt.generation.cpu.compiled import compiled
 from glassgpt.generation.cpu.numbers import GROUP, Array, zeros
+from glassgpt.generation.cpu.panels import filled, number
 from glassgpt.generation.cpu.team import finish, take, wait
 from glassgpt.generation.cpu.tiles import HERE, LANES, PANEL, WORDS, tile
 
@@ -54,11 +55,6 @@ class Rows(NamedTuple):
     """(M, groups) float32."""
     zeros: Array
     """(M, groups) int32: what a group's sum begins with, as the weights are kept without a sign."""
-
-
-def filled(n: int, to: int = 64) -> int:
-    """The number of columns in memory for `n` columns: those that are left over are 0."""
-    return -(-n // to) * to
 
 
 def new_rows(n_rows: int, n_columns: int) -> Rows:
@@ -431,64 +427,6 @@ def _value_tiles(x, x_stride, n_x, none, w, w_at, width, zeros, out, n, is_wide)
             done += 1
 
 
-# ---- weights in panels -------------------------------------------------------------------------------------------
-
-
-@intrinsic
-def _from_bits(typingctx, bits):
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], _F32)
-
-    return types.float32(types.uint32), codegen
-
-
-@intrinsic
-def _bits(typingctx, number):
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], _I32)
-
-    return types.uint32(types.float32), codegen
-
-
-def number(w, scales, row, column):
-    """One number of a matrix in panels, of any number type, as float32."""
-    raise NotImplementedError("only in compiled code")
-
-
-@overload(number, inline="always")
-def _number(w, scales, row, column):
-    if w.dtype == types.float32:
-        return lambda w, scales, row, column: w[row // PANEL, column * PANEL + row % PANEL]
-    if w.dtype == types.uint16:
-        return lambda w, scales, row, column: _from_bfloat16(
-            w[row // PANEL, (column // 2 * PANEL + row % PANEL) * 2 + column % 2]
-        )
-
-    def scaled_8(w, scales, row, column):
-        byte = np.uint8(w[row // PANEL, (column // 4 * PANEL + row % PANEL) * 4 + column % 4])
-        scale = _from_bfloat16(scales[row // PANEL, column // GROUP * PANEL + row % PANEL])
-        return np.float32(np.int32(byte) - 128) * scale
-
-    def scaled_4(w, scales, row, column):
-        byte = w[row // PANEL, (column // 8 * PANEL + row % PANEL) * 4 + column % 4]
-        four = byte >> 4 if column % 8 >= 4 else byte & 15
-        scale = _from_bfloat16(scales[row // PANEL, column // GROUP * PANEL + row % PANEL])
-        return np.float32(np.int32(four) - 8) * scale
-
-    return scaled_8 if w.dtype == types.int8 else scaled_4
-
-
-@compiled()
-def _from_bfloat16(upper):
-    return _from_bits(np.uint32(upper) << np.uint32(16))  # type: ignore[call-arg]  # numba gives the first
-
-
-@compiled()
-def _to_bfloat16(x):
-    b: Any = _bits(x)  # type: ignore[call-arg]
-    return np.uint16((b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-
-
 @compiled()
 def embed(phases, phase, tokens, w, scales, positions, vectors, out):
     """out = the row of `w` of each token + the row of `vectors` of its position, (M, d); a token is an item."""
@@ -500,76 +438,3 @@ def embed(phases, phase, tokens, w, scales, positions, vectors, out):
         finish(phases, phase)
         m = take(phases, phase, n)
     return wait(phases, phase, n)
-
-
-@compiled()
-def pack_float32(matrix, out):
-    """(rows, columns) -> (panels, columns x PANEL); any strides."""
-    rows, columns = matrix.shape
-    for p in range(len(out)):
-        row = p * PANEL
-        n = min(PANEL, max(0, rows - row))
-        into = out[p].reshape(-1, PANEL)
-        for c in range(columns):
-            for r in range(n):
-                into[c, r] = matrix[row + r, c]
-
-
-@compiled()
-def pack_bfloat16(matrix, out):
-    """(rows, columns) -> (panels, columns / 2 x PANEL x 2), rounded to the nearest even number."""
-    rows, columns = matrix.shape
-    for p in range(len(out)):
-        row = p * PANEL
-        n = min(PANEL, max(0, rows - row))
-        into = out[p].reshape(-1, PANEL, 2)
-        for c in range(columns):
-            for r in range(n):
-                into[c // 2, r, c % 2] = _to_bfloat16(matrix[row + r, c])
-
-
-@compiled()
-def pack_int8(numbers, out):
-    """(rows, columns) int8 -> (panels, columns / 4 x PANEL x 4), with 128 added: without a sign."""
-    rows, columns = numbers.shape
-    for p in range(len(out)):
-        row = p * PANEL
-        n = min(PANEL, max(0, rows - row))
-        into = out[p].reshape(-1, PANEL, 4)
-        for c in range(columns):
-            for r in range(n):
-                into[c // 4, r, c % 4] = np.int8(numbers[row + r, c] ^ -128)
-
-
-@compiled()
-def pack_int4(numbers, out):
-    """(rows, columns) int8 -> (panels, columns / 8 x PANEL x 4) bytes: a column, and the fourth after it above."""
-    rows, columns = numbers.shape
-    for p in range(len(out)):
-        row = p * PANEL
-        n = min(PANEL, max(0, rows - row))
-        into = out[p].reshape(-1, PANEL, 4)
-        for c in range(columns):
-            shift = np.uint8(4 if c % 8 >= 4 else 0)
-            for r in range(n):
-                into[c // 8, r, c % 4] |= np.uint8((numbers[row + r, c] + 8) << shift)
-
-
-@compiled()
-def pack_scales(scales, out):
-    """(rows, groups) float32 that are bfloat16 numbers -> (panels, groups x PANEL) of their upper halves."""
-    rows, groups = scales.shape
-    for p in range(len(out)):
-        into = out[p].reshape(-1, PANEL)
-        for r in range(min(PANEL, max(0, rows - p * PANEL))):
-            for g in range(groups):
-                into[g, r] = _to_bfloat16(scales[p * PANEL + r, g])
-
-
-@compiled(fastmath={"contract", "reassoc"})
-def total(numbers):
-    """The sum of a flat array: not finite if one of its numbers is not, unless the finite ones are far too large."""
-    result = np.float32(0)
-    for i in range(len(numbers)):
-        result += numbers[i]
-    return result

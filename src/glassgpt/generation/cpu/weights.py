@@ -5,8 +5,6 @@ They come from a model directory, whose file is mapped and not read, or from ten
 
 from __future__ import annotations
 
-import json
-import mmap
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from glassgpt.config import GPTConfig
-from glassgpt.generation.cpu import kernels
+from glassgpt.generation.cpu import panels
 from glassgpt.generation.cpu.numbers import GROUP, Array, Groups, to_groups, zeros
+from glassgpt.generation.cpu.panels import filled
 from glassgpt.generation.cpu.tiles import PANEL
 from glassgpt.json_file import read_json
+from glassgpt.weights.containers.mapped_arrays import map_arrays
 from glassgpt.weights.containers.quantized_file import bits_of, is_quantized, read_quantized
 from glassgpt.weights.families.config_json import from_config_json
 
@@ -70,7 +70,7 @@ class Packed(NamedTuple):
 
     @property
     def n_bytes(self) -> int:
-        """Memory of the weights; the file's own pages, where they are used as they are, included."""
+        """Memory of the weights; a head that is the token embedding counts once."""
         return sum(array.nbytes for array in {id(array): array for array in self.weights}.values())
 
 
@@ -116,7 +116,7 @@ def _packed(config: GPTConfig, source: _Source) -> Packed:
         source.get("ln_f.weight", d),
         source.get("ln_f.bias", d),
         *head,
-        np.zeros(kernels.filled(config.vocab_size), np.float32),
+        np.zeros(filled(config.vocab_size), np.float32),
     )
     source.finish()
     if source.left.keys() - {"lm_head.weight"}:  # a tied head may be there twice
@@ -158,7 +158,7 @@ class _Source:
 
     def biases(self, name: str, n: int) -> Array:
         """The same, filled up to whole panels."""
-        return np.pad(self.vectors(name, n), ((0, 0), (0, kernels.filled(n) - n)))
+        return np.pad(self.vectors(name, n), ((0, 0), (0, filled(n) - n)))
 
     def rows(self, name: str, n_rows: int, n_columns: int) -> tuple[Array, Array]:
         """A matrix that is (out, in) already, in panels, and its scales."""
@@ -192,21 +192,19 @@ class _Source:
             raise ValueError(f"{name} is {list(found.shape)} instead of {list(shape)}")
         return found
 
-    def _floats(self, name: str, found: Any) -> Array:
+    def _floats(self, name: str, found: Array) -> Array:
         """As float32, a view where it is that already; checked."""
-        if isinstance(found, Groups):
-            found = found.to_float32()
         found = np.asarray(found, np.float32)
-        if not np.isfinite(kernels.total(found.ravel("K"))):
+        if not np.isfinite(panels.total(found.ravel("K"))):
             raise ValueError(f"{name} holds NaN or infinite values")
         return found
 
     def _room(self, n_rows: int, n_columns: int, *before: int) -> tuple[Array, Array]:
-        panels, columns = kernels.filled(n_rows) // PANEL, kernels.filled(n_columns)
+        n_panels, columns = filled(n_rows) // PANEL, filled(n_columns)
         kind = dict(float32=np.float32, bfloat16=np.uint16, int8=np.int8, int4=np.uint8)[self.precision]
         numbers = columns * PANEL // (2 if self.precision == "int4" else 1)
         groups = columns // GROUP if _OFFSETS[self.precision] else 0
-        return zeros((*before, panels, numbers), kind), zeros((*before, panels, groups * PANEL), np.uint16)
+        return zeros((*before, n_panels, numbers), kind), zeros((*before, n_panels, groups * PANEL), np.uint16)
 
     def _pack(self, name: str, found: Any, data: Array, scales: Array) -> None:
         """In pieces, so that all threads have work."""
@@ -217,14 +215,13 @@ class _Source:
             self._work.append(self._pool.submit(self._pack_piece, name, part, data[piece], scales[piece]))
 
     def _pack_piece(self, name: str, part: Any, data: Array, scales: Array) -> None:
-        if not _OFFSETS[self.precision]:
-            put = kernels.pack_float32 if self.precision == "float32" else kernels.pack_bfloat16
-            put(self._floats(name, part), data)
-        else:
+        if _OFFSETS[self.precision]:
             bits = 8 if self.precision == "int8" else 4
-            groups = part if isinstance(part, Groups) else to_groups(self._floats(name, part), bits)
-            (kernels.pack_int8 if bits == 8 else kernels.pack_int4)(groups.numbers, data)
-            kernels.pack_scales(groups.scales, scales)
+            part = part if isinstance(part, Groups) else to_groups(self._floats(name, part), bits)
+            panels.pack(part.numbers, data)
+            panels.pack_scales(part.scales, scales)
+        else:
+            panels.pack(self._floats(name, part), data)
         self._release()
 
 
@@ -239,59 +236,28 @@ def load(directory: str | Path, precision: str | None = None, threads: int = 1) 
     directory = Path(directory)
     values = read_json(directory / "config.json")
     config = from_config_json(values, str(directory / "config.json"))
+    tensors: Mapping[str, Array | Groups]
     if is_quantized(values):
         own = f"int{bits_of(values, str(directory / 'config.json'))}"
         if precision not in (None, own):
             raise ValueError(f"{directory} is quantised to {own} and has no {precision}: leave the precision out")
-        groups = read_quantized(directory, values)
-        try:
-            return pack(config, groups, own, threads)
-        except ValueError as error:
-            raise ValueError(f"{directory}: {error}") from None
-    precision = precision or "float32"
+        tensors, release = read_quantized(directory, values)
+    else:
+        own, (tensors, release) = precision or "float32", _floats_of(directory / "model.safetensors")
     try:
-        tensors, release = _mapped(directory / "model.safetensors")
-        return pack(config, tensors, precision, threads, release)
-    except UnsupportedError:
-        raise
+        return pack(config, tensors, own, threads, release)
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from None
 
 
-def _mapped(path: Path) -> tuple[dict[str, Array], Callable[[], None]]:
-    """The tensors of a safetensors file as views of the mapped file, once the library has found it sound.
-
-    And a function that gives the memory of what was read back to the system, which may read it again.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is damaged: {error}") from None
-    with path.open("rb") as file:  # a private copy, writable: the kernels would be compiled once more for another
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    bytes_ = np.frombuffer(mapped, np.uint8)
-    start = 8 + int.from_bytes(bytes_[:8].tobytes(), "little")
-    header = json.loads(bytes_[8:start].tobytes())
-    header.pop("__metadata__", None)
-    kinds: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
-    tensors = {}
-    for name, about in header.items():
-        if about["dtype"] not in kinds:
-            if name.endswith((".attn.bias", ".attn.masked_bias")):  # old files keep their causal masks
-                continue
-            raise UnsupportedError(f"{path.name}: {name} is {about['dtype']}")
-        first, last = about["data_offsets"]
-        tensor = bytes_[start + first : start + last].view(kinds[about["dtype"]]).reshape(about["shape"])
-        tensors[name] = np.require(tensor, requirements="A")
-
-    def release() -> None:
-        if hasattr(mapped, "madvise"):
-            mapped.madvise(mmap.MADV_DONTNEED)
-
-    return tensors, release
+def _floats_of(path: Path) -> tuple[dict[str, Array], Callable[[], None]]:
+    """The tensors of a file as mapped, all float32 or float16, and what releases them."""
+    tensors, others, release = map_arrays(path)
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype in (np.float32, np.float16)}
+    for name in (others.keys() | tensors.keys()) - floats.keys():
+        if not name.endswith((".attn.bias", ".attn.masked_bias")):  # old files keep their causal masks
+            raise UnsupportedError(f"{path}: {name} is neither float32 nor float16")
+    return floats, release
 
 
 class UnsupportedError(ValueError):

@@ -7,24 +7,20 @@ All else is float32 under its own name.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from glassgpt.generation.cpu.numbers import GROUP, Groups, from_nibbles
-
-Array = npt.NDArray[Any]
+from glassgpt.weights.containers.mapped_arrays import Array, map_arrays
 
 METHOD = "glassgpt"
 """What `quant_method` says in `config.json`."""
 VERSION = 1
 """Of the layout; a directory of another one is refused."""
 KEY = "quantization_config"
-_DTYPES = {"F32": "<f4", "U8": "u1", "I8": "i1", "BF16": "<u2"}
 
 
 def is_quantized(config: Mapping[str, Any]) -> bool:
@@ -45,14 +41,19 @@ def bits_of(config: Mapping[str, Any], source: str) -> int:
     return int(about["bits"])
 
 
-def read_quantized(directory: Path, config: Mapping[str, Any]) -> dict[str, Array | Groups]:
+def read_quantized(directory: Path, config: Mapping[str, Any]) -> tuple[dict[str, Array | Groups], Callable[[], None]]:
     """The tensors of a directory whose `config.json` is `config`, matrices as `Groups`: (out, in) under GPT-2's names.
+
+    They are views of the mapped file, whose memory the function beside them gives back.
 
     `ValueError` in one line where the file is damaged or of another layout, `FileNotFoundError` where there is none.
     """
     path = directory / "model.safetensors"
     bits = bits_of(config, str(directory / "config.json"))
-    stored = _stored(path)
+    stored, others, release = map_arrays(path)
+    if others:
+        name, kind = min(others.items())
+        raise ValueError(f"{path} is damaged: {name[:100]} is {kind}")
     tensors: dict[str, Array | Groups] = {}
     for name in list(stored):
         if name.endswith(".numbers"):
@@ -64,7 +65,7 @@ def read_quantized(directory: Path, config: Mapping[str, Any]) -> dict[str, Arra
         if tensor.dtype != np.float32:
             raise ValueError(f"{path} is damaged: {name[:100]} is {tensor.dtype} and belongs to no matrix")
         tensors[name] = tensor
-    return tensors
+    return tensors, release
 
 
 def _groups(
@@ -87,27 +88,3 @@ def _groups(
             "columns"
         )
     return Groups(numbers if bits == 8 else from_nibbles(numbers, columns), factors)
-
-
-def _stored(path: Path) -> dict[str, Array]:
-    """Views of the mapped file, once the library has found it sound; bfloat16 as uint16."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    whole = np.memmap(path, np.uint8, "c")
-    start = 8 + int.from_bytes(whole[:8].tobytes(), "little")
-    header = json.loads(whole[8:start].tobytes())
-    header.pop("__metadata__", None)
-    result = {}
-    for name, about in header.items():
-        if about["dtype"] not in _DTYPES:
-            raise ValueError(f"{path} is damaged: {name[:100]} is {about['dtype']}")
-        first, last = about["data_offsets"]
-        # a copy, as it need not lie where its number type may
-        view = np.frombuffer(whole[start + first : start + last].tobytes(), _DTYPES[about["dtype"]])
-        result[name] = view.reshape(about["shape"]).copy()
-    return result

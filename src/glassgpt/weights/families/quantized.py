@@ -10,7 +10,8 @@ from torch import Tensor
 from glassgpt.generation.cpu.numbers import Groups
 from glassgpt.json_file import read_json
 from glassgpt.model import GPTModel
-from glassgpt.weights.containers.quantized_file import Array, is_quantized, read_quantized
+from glassgpt.weights.containers.mapped_arrays import Array
+from glassgpt.weights.containers.quantized_file import is_quantized, read_quantized
 from glassgpt.weights.containers.source import OnDemand
 from glassgpt.weights.families.config_json import from_config_json
 from glassgpt.weights.families.gpt2_names import from_gpt2_names
@@ -29,7 +30,7 @@ def read(found: Found, dtype: torch.dtype | None = torch.float32, n_heads: int |
     directory = _directory(found)
     values = read_json(directory / "config.json")
     config = from_config_json(values, str(directory / "config.json"))
-    stored = read_quantized(directory, values)
+    stored, _ = read_quantized(directory, values)
     source = OnDemand(
         {name: (name, tensor) for name, tensor in stored.items()},
         lambda pair: _floats(*pair),
