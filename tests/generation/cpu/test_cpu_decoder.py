@@ -169,7 +169,7 @@ def test_a_row_holds_no_more_than_the_context(tiny_model: Make) -> None:
         with pytest.raises(ValueError, match=f"^a prompt of {len(prompt)} tokens must have from 1 to 6$"):
             decoder.read(prompt)
     decoder.add([[1] * 6])
-    with pytest.raises(ValueError, match="a row holds 6 tokens already"):
+    with pytest.raises(ValueError, match="a row of 7 tokens exceeds the 6"):
         decoder.step([1])
     with pytest.raises(ValueError, match="2 tokens for 1 live rows"):
         decoder.step([1, 2])

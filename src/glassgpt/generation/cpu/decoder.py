@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from glassgpt.config import NORM_EPS
+from glassgpt.generation.cpu.draw import NO_DRAWS, NONE, Draws, new_draws
 from glassgpt.generation.cpu.forward import Room, forward, n_phases, new_room
 from glassgpt.generation.cpu.kernels import GELU_ERF, GELU_TANH
 from glassgpt.generation.cpu.numbers import Array, zeros
@@ -15,7 +16,7 @@ from glassgpt.generation.cpu.panels import filled
 from glassgpt.generation.cpu.team import Team, new_phases
 from glassgpt.generation.cpu.tiles import LANES, PANEL, has_float16
 from glassgpt.generation.cpu.weights import Packed
-from glassgpt.generation.decoder import Prefix, Row, Scores, Speculative
+from glassgpt.generation.decoder import Draw, Prefix, Row, RunsAhead, Scores, Speculative
 
 CACHES = ("float32", "float16")
 """Number types of keys and values."""
@@ -42,7 +43,7 @@ class _Prefix:
     values: Array
 
 
-class CPUDecoder(Speculative):
+class CPUDecoder(Speculative, RunsAhead):
     """Runs packed weights. In float32 a row's scores are equal bit for bit alone, in any batch and in any pieces.
 
     Keys are (layers, slots, heads, panels of tokens, head_dim, `PANEL`), values (layers, slots, heads, tokens, width),
@@ -118,16 +119,33 @@ class CPUDecoder(Speculative):
 
     def step(self, tokens: Sequence[int]) -> Scores:
         """See `Decoder`."""
+        return self._steps(tokens, NO_DRAWS)
+
+    def run(self, tokens: Sequence[int], draws: Sequence[Draw]) -> tuple[list[list[int]], Scores]:
+        """See `RunsAhead`."""
+        wanted = new_draws(draws, self.vocab_size)
+        scores = self._steps(tokens, wanted)
+        return wanted.tokens[: self._n_drawn(wanted)].T.tolist(), scores
+
+    def _steps(self, tokens: Sequence[int], draws: Draws) -> Scores:
+        """A step, and one more for each token that each row draws."""
         if len(tokens) != len(self._slots):
             raise ValueError(f"{len(tokens)} tokens for {len(self._slots)} live rows: give one for each")
-        if max(self._lengths) >= self.context_length:
-            raise ValueError(f"a row holds {self.context_length} tokens already, as many as it may")
-        self._make_room(0, max(self._lengths) + 1)
+        longest = max(self._lengths) + 1 + len(draws.tokens)
+        if longest > self.context_length:
+            raise ValueError(f"a row of {longest} tokens exceeds the {self.context_length} that it may hold")
+        self._make_room(0, longest)
         rows = np.arange(len(tokens))
-        slots, positions = np.array(self._slots), np.array(self._lengths)
-        scores = self._forward(tokens, slots, positions, np.arange(len(tokens) + 1), rows, self._keys, self._values)
-        self._lengths = [length + 1 for length in self._lengths]
+        where = np.array(self._slots), np.array(self._lengths), np.arange(len(tokens) + 1), rows
+        scores = self._forward(tokens, *where, self._keys, self._values, draws)
+        n_new = 1 + self._n_drawn(draws)
+        self._lengths = [length + n_new for length in self._lengths]
         return scores
+
+    @staticmethod
+    def _n_drawn(draws: Draws) -> int:
+        """Tokens that each row has drawn."""
+        return int((draws.tokens != NONE).all(axis=1).cumprod().sum())
 
     def extend(self, tokens: Sequence[Sequence[int]]) -> Scores:
         """See `Speculative`."""
@@ -170,6 +188,7 @@ class CPUDecoder(Speculative):
         last: Array,
         keys: Array,
         values: Array,
+        draws: Draws = NO_DRAWS,
     ) -> Scores:
         config, size = self._config, (len(tokens), len(last))
         room = self._rooms.get(size)
@@ -179,12 +198,12 @@ class CPUDecoder(Speculative):
                 self._rooms[size] = room
         scores = np.empty((len(last), filled(config.vocab_size)), np.float32)
         arguments = (
-            new_phases(n_phases(config)), self._weights, room, config.n_heads, config.head_dim,
+            new_phases(n_phases(config), 1 + len(draws.tokens)), self._weights, room, config.n_heads, config.head_dim,
             config.sliding_window or config.context_length, np.float32(NORM_EPS),
             GELU_ERF if config.gelu == "erf" else GELU_TANH, self._offset,
-            np.array(tokens), slots, positions, blocks, last, keys, values, scores,
+            np.array(tokens), slots, positions, blocks, last, keys, values, scores, draws,
         )  # fmt: skip
-        if len(tokens) * self._per_token < _ALONE:
+        if len(tokens) * (1 + len(draws.tokens)) * self._per_token < _ALONE:
             forward(*arguments)
         else:
             self._team.run(forward, *arguments)

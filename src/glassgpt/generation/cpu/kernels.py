@@ -36,7 +36,7 @@ NOTHING, ADD, GELU_TANH, GELU_ERF = range(4)
 """What is done to a product once it is there."""
 
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
-_ELEMENTWISE = {"contract", "nnan", "ninf", "nsz"}
+ELEMENTWISE = {"contract", "nnan", "ninf", "nsz"}
 """What a compiler may do to formulas without changing a bit of any result from one call to the next.
 
 Freedom to reorder sums is for loops that do nothing else: a loop that also writes is compiled twice, for arrays that
@@ -169,8 +169,8 @@ def _power_of_two(typingctx, n):
     return types.float32(types.float32), codegen
 
 
-@compiled(fastmath=_ELEMENTWISE)
-def _exp(x):
+@compiled(fastmath=ELEMENTWISE)
+def exponential(x):
     """e^x within 2 units in the last place, in operations that a compiler turns into vectors (Cody and Waite, 1980)."""
     x = np.float32(87.0) if x > np.float32(87.0) else x
     x = np.float32(-87.0) if x < np.float32(-87.0) else x
@@ -186,13 +186,13 @@ def _exp(x):
     return p * _power_of_two(n)
 
 
-@compiled(fastmath=_ELEMENTWISE)
+@compiled(fastmath=ELEMENTWISE)
 def _gelu_tanh_row(row):
     """x Phi(x) by the tanh form, in place."""
     for i in range(len(row)):
         v = row[i]
         u = np.float32(1.5957691216) * (v + np.float32(0.044715) * v * v * v)  # 2 sqrt(2 / pi) (...)
-        row[i] = v / (np.float32(1) + _exp(-u))  # (1 + tanh(u / 2)) / 2 is the logistic function of u
+        row[i] = v / (np.float32(1) + exponential(-u))  # (1 + tanh(u / 2)) / 2 is the logistic function of u
 
 
 @compiled()
@@ -215,7 +215,7 @@ def norms(phases, phase, x, scale, shift, eps, offset, out):
     return wait(phases, phase, len(x))
 
 
-@compiled(fastmath=_ELEMENTWISE)
+@compiled(fastmath=ELEMENTWISE)
 def _layer_norm(row, scale, shift, eps, result):
     """(x - mean) / sqrt(variance + eps) * scale + shift."""
     mean = _sum(row) / np.float32(len(row))
@@ -254,7 +254,7 @@ def to_bytes(phases, phase, x, offset):
     return wait(phases, phase, n)
 
 
-@compiled(fastmath=_ELEMENTWISE)
+@compiled(fastmath=ELEMENTWISE)
 def _to_bytes(x, row, offset):
     """Round to whole numbers from -127 to 127, times a scale for each group of columns."""
     values, scales, zeros = x.values[row], x.scales[row], x.zeros[row]
@@ -281,13 +281,13 @@ def _to_bytes(x, row, offset):
         zeros[group] = -np.int32(offset) * total
 
 
-@compiled(fastmath=_ELEMENTWISE)
+@compiled(fastmath=ELEMENTWISE)
 def _exponentials(row, factor, largest):
     for s in range(len(row)):
-        row[s] = _exp((row[s] - largest) * factor)
+        row[s] = exponential((row[s] - largest) * factor)
 
 
-@compiled(fastmath=_ELEMENTWISE)
+@compiled(fastmath=ELEMENTWISE)
 def _softmax(row, factor):
     """softmax of row * factor, in place."""
     largest = row[0]

@@ -29,9 +29,9 @@ _TAKEN, _DONE = 0, _LINE // 2
 _SPINS = 2**12  # looks at a counter before another thread is given the processor
 
 
-def new_phases(n: int) -> npt.NDArray[np.int64]:
-    """The counters of `n` phases, for one call."""
-    return np.zeros((n, _LINE), np.int64)
+def new_phases(n: int, n_passes: int = 1) -> npt.NDArray[np.int64]:
+    """The counters of so many passes through `n` phases, for one call."""
+    return np.zeros((n_passes, n, _LINE), np.int64)
 
 
 @intrinsic
