@@ -171,14 +171,14 @@ def _best(scores, maxima, k):
     near = near[:n]
     smallest = _reach(scores[near], np.ones(n, np.float32), k - 0.5)[0]
     spare = k  # of those that equal the smallest
-    for i in near:
-        spare -= scores[i] > smallest
+    for index in near:
+        spare -= scores[index] > smallest
     kept = np.empty(n + 1, np.int64)
     n = 0
-    for i in near:
-        equal = scores[i] == smallest
-        kept[n] = i
-        n += int(scores[i] > smallest or (equal and spare > 0))
+    for index in near:
+        equal = scores[index] == smallest
+        kept[n] = index
+        n += int(scores[index] > smallest or (equal and spare > 0))
         spare -= equal
     return kept[:k]
 
