@@ -7,7 +7,7 @@ import ctypes
 import sys
 from collections.abc import Iterator
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's names in malloc.h
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _USUAL = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
 _KEPT = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_MAX: 0}
 

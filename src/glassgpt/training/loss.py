@@ -17,6 +17,7 @@ IGNORE = -100
 """A target that does not count, as in `torch.nn.functional.cross_entropy`."""
 
 _PIECE = 2**24  # scores at once: 64 MB in float32
+_COLUMNS = 2**13  # of the vocabulary, in one product
 _BLOCK = 2**19  # of these, so many at a time go through the softmax, which stays in the processor's cache
 
 
@@ -39,26 +40,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             low_weight, low_hidden = weight.to(dtype), hidden.to(dtype)
             grad_weight = torch.zeros_like(weight) if needs_grad else None
-            grad_hidden = torch.empty_like(hidden) if needs_grad else None
+            grad_hidden = torch.zeros_like(hidden) if needs_grad else None
             total = hidden.new_zeros((), dtype=torch.float32)
+            parts = _slices(len(weight), _COLUMNS)
             for piece in _slices(len(hidden), _PIECE // len(weight)):
                 x, target = low_hidden[piece], targets[piece]
-                scores = x @ low_weight.T
+                scores = torch.empty(len(x), len(weight), dtype=dtype, device=hidden.device)
+                for part in parts:
+                    torch.mm(x, low_weight[part].T, out=scores[:, part])
                 for block in _slices(len(x), (_BLOCK if device == "cpu" else _PIECE) // len(weight)):
                     total += _softmax_loss(scores[block], target[block], needs_grad)
                 if grad_weight is not None and grad_hidden is not None:
-                    grad_hidden[piece] = scores @ low_weight
-                    if dtype == weight.dtype:
-                        grad_weight.addmm_(scores.T, x)
-                    else:
-                        grad_weight += scores.T @ x
+                    for part in parts:
+                        grad_hidden[piece] += scores[:, part] @ low_weight[part]
+                        grad_weight[part] += scores[:, part].T @ x
         if needs_grad:
-            ctx.save_for_backward(grad_hidden, grad_weight)
+            ctx.grads = grad_hidden, grad_weight
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
+        grad_hidden, grad_weight = ctx.grads
+        del ctx.grads  # the weight's gradient becomes `weight.grad` as it is, if nobody else holds it
         return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None
 
 

@@ -27,6 +27,7 @@ from glassgpt.language_model import seeded
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.build import Trainee, build
+from glassgpt.training.heap import heap_kept
 from glassgpt.training.prepare import prepare
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared, RunState, TrainingFailedError, TrainResult
@@ -89,7 +90,7 @@ def train(
     request.checked(where)
     if resume and not out.is_dir():
         raise FileNotFoundError(f"{out} holds no run to resume: there is no such directory")
-    with seeded(), _threads_restored(), locked(out):
+    with seeded(), _threads_restored(), heap_kept(), locked(out):
         recover(out)
         if resume:
             prepared, trainee, state = _reopen(out, request, threads, where, progress)
