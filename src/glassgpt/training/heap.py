@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _USUAL = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
@@ -20,7 +21,7 @@ def heap_kept() -> Iterator[None]:
     zeros: a third of a training step at 124M parameters. Afterwards all is as usual, and what is free goes back. Does
     nothing where there is no glibc.
     """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
         yield
         return

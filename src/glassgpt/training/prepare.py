@@ -13,10 +13,10 @@ from glassgpt.data.baselines import corpus_baselines
 from glassgpt.data.corpus import Document, default_corpus, read_corpus, split_documents
 from glassgpt.data.loader import BatchLoader
 from glassgpt.data.tokens import write_tokens
-from glassgpt.device import pick_dtype
 from glassgpt.files import write_text
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.choose import TOKENIZERS, choose_tokenizer
+from glassgpt.training.number_type import choose_dtype
 from glassgpt.training.plan import fitting, planned
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared
@@ -63,7 +63,7 @@ def prepare(
         train.tokens, batch_size=settings.batch_size, context_length=config.context_length, seed=settings.seed
     )
     baselines = corpus_baselines(train.tokens, validation.tokens, tokenizer.n_vocab)
-    dtype, reason = pick_dtype(settings.dtype, device, config.emb_dim)
+    dtype, reason = choose_dtype(settings.dtype, device, config, settings.rows_at_once)
     settings = dataclasses.replace(settings, dtype=dtype)  # so a resume elsewhere computes the same
     choices.append(f"numbers: {dtype} ({reason})")
     prepared = Prepared(
