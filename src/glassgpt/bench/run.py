@@ -65,7 +65,7 @@ def bench(
     CTranslate2 and llama.cpp, where they are installed; each keeps its fastest number of threads unless `threads` says
     which. `first_token` says what is run for the work "first", which is left out without it.
 
-    Where nothing else was running and `threads` is None, `generation.auto` remembers which decoder is the faster one here.
+    Where nothing else was running and `threads` is None, `generation.auto` remembers which decoder is the faster one.
     A contender that fails is left out from then on, and the notes say why. Ctrl-C ends the benchmark with what was
     measured so far, once anything was. Raises `ValueError` for arguments out of range, `TurnError` where nothing could
     be measured.

@@ -1,7 +1,7 @@
 """Which decoder is taken on a CPU where none was asked for: the compiled one, unless it was measured to be slower.
 
-`glassgpt.bench` measures both on one model, in turns, and what it found is remembered for models of that shape. Loads no
-torch.
+`glassgpt.bench` measures both on one model, in turns, and what it found is remembered for models of that shape. Loads
+no torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def choose_decoder(model: Path) -> tuple[str, str]:
 
 
 def remember_decoders(model: Path, rates: Mapping[str, float]) -> None:
-    """Keep the tokens per second of `COMPILED` and `CACHED` for `choose_decoder`; other formats have no shape to go by."""
+    """Keep the tokens per second of `COMPILED` and `CACHED` for `choose_decoder`, where `model` is a directory."""
     with contextlib.suppress(OSError, ValueError):
         remember(_about(model), {COMPILED: rates[COMPILED], CACHED: rates[CACHED]})
 

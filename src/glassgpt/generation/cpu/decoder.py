@@ -76,6 +76,11 @@ class CPUDecoder(Speculative, RunsAhead):
         keys, values = self._memory(1, self.context_length)
         self.row_bytes = keys.nbytes + values.nbytes
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that keys and values of live rows take now."""
+        return self._keys.nbytes + self._values.nbytes
+
     def read(self, tokens: Sequence[int], after: Prefix | None = None) -> _Prefix:
         """See `Decoder`."""
         return self.read_all(tokens, after, every=False)[0]

@@ -39,9 +39,9 @@ def load_decoder(
     `model` is what `load_model` takes, whose errors this raises. `precision`, one of `weights.PRECISIONS`, is what the
     matrices are kept in, and below float32 the text is no longer the model's own to the last token; None is a quantised
     directory's own, which has no other, and else float32. `cache`, one of `decoder.CACHES`: the number type of keys and
-    values. `threads`, or `OMP_NUM_THREADS`; None is as many as there are cores, or as few as are faster for one row, which
-    the first tokens measure and `measured` remembers. `message` hears what takes long: the first use on a machine compiles
-    for some seconds. `NotImplementedError` where that fails.
+    values. `threads`, or `OMP_NUM_THREADS`: None is one for each core, or fewer for one row where its first tokens
+    measure that to be faster, which `measured` remembers. `message` hears what takes long: the first use on a machine
+    compiles for some seconds. `NotImplementedError` where that fails.
     """
     if precision is not None:
         check("precision", precision, str, Rule(help="", choices=PRECISIONS))
