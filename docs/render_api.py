@@ -97,13 +97,14 @@ GROUPS = (
             "training.evaluate:evaluate",
             "training.evaluate:evaluate_run",
             "training.evaluate:Evaluation",
-            "explain:trace",
-            "explain:TokenTrace",
+            "generation.trace:trace",
+            "generation.trace:TokenTrace",
             "explain:attention_maps",
             "explain:plot_attention",
         ),
         """
-        from glassgpt.explain import attention_maps, plot_attention, trace
+        from glassgpt.explain import attention_maps, plot_attention
+        from glassgpt.generation.trace import trace
         from glassgpt.training.evaluate import evaluate
 
         print(evaluate(model, tokenizer, ["my.txt"]).bits_per_byte)

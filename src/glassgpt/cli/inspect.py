@@ -44,6 +44,7 @@ def add_commands(commands: Any) -> None:
     )
     explain.add_argument("--layer", type=int, metavar="N", help="only this layer's maps, counted from 0 (default: all)")
     explain.add_argument("--head", type=int, metavar="N", help="only this head's maps, counted from 0 (default: all)")
+    add_decoder(explain, auto="compiled unless there is a GPU; the readable model with --out, whose maps are its own")
     add_machine(explain)
 
 
@@ -67,13 +68,16 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from glassgpt.explain import attention_maps, plot_attention, trace
     from glassgpt.files import creating
+    from glassgpt.generation.trace import trace
 
     kind = arguments.out.suffix.lower() if arguments.out else ".png"
     if kind not in (".png", ".svg"):
         raise ValueError(f"{arguments.out} must end in .png or .svg")
-    model, tokenizer = load(arguments)
+    if arguments.out and wants_compiled(arguments):
+        raise ValueError("--out shows the readable model's attention: leave out what is for the compiled decoder")
+    readable = load(arguments) if arguments.out else None
+    model, tokenizer = readable or load_for_text(arguments)
     tokens = trace(model, tokenizer, arguments.prompt, arguments.top)
     if arguments.json:
         print_json([dataclasses.asdict(token) for token in tokens])
@@ -83,8 +87,10 @@ def _explain(arguments: argparse.Namespace) -> int:
             probability = "" if token.probability is None else f"{token.probability:.3f}"
             best = "  ".join(f"{text!r} {p:.2f}" for text, p in token.likeliest)
             print(f"{token.text!r:>16}  {probability:>11}   {best}")
-    if arguments.out:
-        maps = attention_maps(model, tokenizer.encode(arguments.prompt))
+    if readable:
+        from glassgpt.explain import attention_maps, plot_attention
+
+        maps = attention_maps(readable[0], tokenizer.encode(arguments.prompt))
         with creating(arguments.out) as temporary, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is a box in the picture
             figure = plot_attention(maps, [token.text for token in tokens], arguments.layer, arguments.head)

@@ -128,6 +128,17 @@ class Scheduler:
             self._waiting.remove(request)
             self._prefixes.forget(request.tokens)
 
+    def close(self) -> None:
+        """Cancel all requests, also after a step that Ctrl-C has broken off; the decoder has no live rows then."""
+        for request in (*self._live, *self._reading, *self._waiting):
+            request.row.finish_reason = request.row.finish_reason or "cancelled"
+            if request.proposer:
+                request.proposer.forget(request.row)
+        for request in list(self._live):
+            self._leave(request)
+        self._reading.clear()
+        self._waiting.clear()
+
     def run(self) -> Iterator[Event]:
         """`step` until every request has finished, those that are submitted meanwhile included."""
         while self.busy:

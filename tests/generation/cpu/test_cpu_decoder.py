@@ -82,15 +82,12 @@ def test_memory_grows_with_what_is_held(tiny_model: Make) -> None:
     model = tiny_model(context_length=600)
     decoder, ids = CPUDecoder(pack_model(model)), np.random.default_rng(0).integers(0, 97, 500).tolist()
 
-    def held() -> int:
-        return decoder._keys.nbytes + decoder._values.nbytes
-
     decoder.add([ids[:3]])
-    assert held() * 4 < decoder.row_bytes
+    assert decoder.cache_bytes * 4 < decoder.row_bytes
     decoder.add([ids[:5], ids[:200]])
     for n, token in enumerate(ids[200:]):  # past the room for 400 tokens that the longest begins with
         scores = decoder.step([ids[3 + n], ids[5 + n], token])
-    assert held() <= 4 * decoder.row_bytes
+    assert decoder.cache_bytes <= 4 * decoder.row_bytes
     for row, n in enumerate((303, 305, 500)):
         np.testing.assert_allclose(scores[row], oracle(model, ids[:n])[-1], atol=2e-4, rtol=0)
 

@@ -35,18 +35,18 @@ def in_panels(matrix: np.ndarray, precision: str) -> tuple[np.ndarray, np.ndarra
     scales = zeros((panels, columns // GROUP * PANEL if OFFSETS[precision] else 0), np.uint16)
     if precision == "float32":
         data = zeros((panels, columns * PANEL), np.float32)
-        panels_of.pack(matrix, data)
+        panels_of.pack(matrix, 0, data)
         return data, scales, matrix.astype(np.float64)
     if precision == "bfloat16":
         data = zeros((panels, columns * PANEL), np.uint16)
-        panels_of.pack(matrix, data)
+        panels_of.pack(matrix, 0, data)
         bits = matrix.view(np.uint32).astype(np.uint64)
         upper = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).astype(np.uint32)
         return data, scales, upper.view(np.float32).astype(np.float64)
     groups = to_groups(matrix, 8 if precision == "int8" else 4)
     data = zeros((panels, columns * PANEL // (1 if precision == "int8" else 2)), np.int8)
     data = data if precision == "int8" else data.view(np.uint8)
-    panels_of.pack(groups.numbers, data)
+    panels_of.pack(groups.numbers, 0, data)
     panels_of.pack_scales(groups.scales, scales)
     return data, scales, groups.to_float32().astype(np.float64)
 
@@ -185,6 +185,25 @@ def test_groups_of_any_shape(rows: int, columns: int, bits: int) -> None:
     assert ((groups.scales.view(np.uint32) & 0xFFFF) == 0).all(), "a scale is a bfloat16"
     again = to_groups(groups.to_float32(), bits)
     np.testing.assert_allclose(again.to_float32(), groups.to_float32(), rtol=0.01, atol=1e-6)
+
+
+@given(st.integers(1, 150), st.integers(1, 140), st.sampled_from([4, 8]), st.booleans(), st.integers(0, 2**32))
+def test_rounding_into_panels_is_rounding_and_packing(
+    rows: int, columns: int, bits: int, turned: bool, seed: int
+) -> None:
+    """In pieces of columns, as the matrices of a file are packed, or all at once."""
+    random = np.random.default_rng(seed)
+    shape = (columns, rows) if turned else (rows, columns)
+    matrix = random.standard_normal(shape).astype(np.float32) * random.lognormal(0, 5, shape).astype(np.float32)
+    matrix[random.random(shape) < 0.2] = 0
+    matrix = matrix.T if turned else matrix
+    expected, scales, _ = in_panels(matrix, f"int{bits}")
+    data, found = np.zeros_like(expected), np.zeros_like(scales)
+    step = GROUP * int(random.integers(1, 5))
+    for first in range(0, columns, step):
+        panels_of.pack_rounded(matrix[:, first : first + step], first, data, found)
+    assert np.array_equal(data, expected)
+    assert np.array_equal(found, scales)
 
 
 def test_total() -> None:

@@ -15,6 +15,7 @@ from glassgpt.generation.cpu.numbers import Array, zeros
 from glassgpt.generation.cpu.panels import filled
 from glassgpt.generation.cpu.team import Team, new_phases
 from glassgpt.generation.cpu.tiles import LANES, PANEL, has_float16
+from glassgpt.generation.cpu.tuning import ALONE, Tuner
 from glassgpt.generation.cpu.weights import Packed
 from glassgpt.generation.decoder import Draw, Prefix, Row, RunsAhead, Scores, Speculative
 
@@ -29,8 +30,6 @@ _ROWS = 6
 """Tokens of one row whose attention is computed together."""
 _ROOMS, _SMALL = 8, 64
 """Sizes of steps whose room is kept for the next, and the most tokens that such a step has."""
-_ALONE = 2**21
-"""Multiplications that one thread does before a second one has woken up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +62,9 @@ class CPUDecoder(Speculative, RunsAhead):
         self._config, self._weights, self._offset = packed.config, packed.weights, packed.offset
         self.fingerprint: Callable[[], str] | None = None
         """SHA-256 of what decides its scores, where they come from a file: it takes a moment."""
-        self._team = Team(threads)
+        self.team = Team(threads)
+        self.tuner = Tuner(self.team, threads)
+        """Says how many of them a step wakes."""
         self._per_token = packed.config.n_parameters()
         self._rooms: dict[tuple[int, int], Room] = {}
         self.vocab_size, self.weight_bytes = packed.config.vocab_size, packed.n_bytes
@@ -74,6 +75,11 @@ class CPUDecoder(Speculative, RunsAhead):
         self._lengths: list[int] = []
         keys, values = self._memory(1, self.context_length)
         self.row_bytes = keys.nbytes + values.nbytes
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that keys and values of live rows take now."""
+        return self._keys.nbytes + self._values.nbytes
 
     def read(self, tokens: Sequence[int], after: Prefix | None = None) -> _Prefix:
         """See `Decoder`."""
@@ -203,10 +209,10 @@ class CPUDecoder(Speculative, RunsAhead):
             GELU_ERF if config.gelu == "erf" else GELU_TANH, self._offset,
             np.array(tokens), slots, positions, blocks, last, keys, values, scores, draws,
         )  # fmt: skip
-        if len(tokens) * (1 + len(draws.tokens)) * self._per_token < _ALONE:
+        if len(tokens) * (1 + len(draws.tokens)) * self._per_token < ALONE:
             forward(*arguments)
         else:
-            self._team.run(forward, *arguments)
+            self.tuner.run(len(tokens), forward, *arguments)
         return scores[:, : config.vocab_size]
 
     def _memory(self, n_slots: int, n_tokens: int) -> tuple[Array, Array]:

@@ -108,14 +108,16 @@ class Team:
             thread.start()
         weakref.finalize(self, _dismiss, self._queues)
 
-    def run(self, function: Callable[..., Any], *arguments: Any) -> None:
+    def run(self, function: Callable[..., Any], *arguments: Any, threads: int | None = None) -> None:
         """Call a compiled function in all threads, which share its phases; returns when the work is done.
+
+        Or in `threads` of them, at least 1: the others sleep on.
 
         A thread that wakes up late finds nothing left to do. It holds the arguments, so nothing in them may be used for
         the next call before it has let go: `arguments` must be arrays of this call alone, or such as nobody writes to
         outside the phases.
         """
-        for jobs in self._queues:
+        for jobs in self._queues[: self.n_threads if threads is None else threads - 1]:
             jobs.put((function, arguments))
         function(*arguments)
 
