@@ -140,7 +140,9 @@ def test_whatever_rows_go_through_their_bits_are_those_of_a_fresh_read(
             else:
                 new = [random.integers(0, 97, random.integers(1, 20)).tolist() for _ in rows]
                 scores = decoder.extend(new)
-                of_rows = [[*row, *some[: n + 1]] for row, some in zip(rows, new, strict=True) for n in range(len(some))]
+                of_rows = [
+                    [*row, *some[: n + 1]] for row, some in zip(rows, new, strict=True) for n in range(len(some))
+                ]
                 rows = [[*row, *some] for row, some in zip(rows, new, strict=True)]
             assert np.array_equal(scores, [fresh.read(ids).scores for ids in of_rows])
 

@@ -16,7 +16,7 @@ from glassgpt.generation.cpu.cache import CACHES, new_cache
 from glassgpt.generation.cpu.numbers import GROUP, Groups, to_groups, zeros
 from glassgpt.generation.cpu.panels import filled
 from glassgpt.generation.cpu.team import Team, finish, new_phases, take, wait
-from glassgpt.generation.cpu.tiles import HERE, PANEL, Machine, features, tile
+from glassgpt.generation.cpu.tiles import PANEL, Machine, features, tile
 from glassgpt.generation.cpu.weights import PRECISIONS
 
 RANDOM = np.random.default_rng(7)

@@ -1,6 +1,6 @@
 """How keys and values lie in memory, in float32, float16 or int8.
 
-    keys      (layers, slots, heads, panels of tokens, head_dim, `PANEL`): tokens in panels, as weights are (see `tiles`)
+    keys      (layers, slots, heads, panels of tokens, head_dim, `PANEL`): a panel as of weights (see `tiles`)
     values    (layers, slots, heads, tokens, width)
 
 A float16 is kept as its bits, int16. In int8 a token has two scales for each head, of its key and of its value: number

@@ -52,7 +52,8 @@ class CPUDecoder(Speculative, RunsAhead):
     def __init__(self, packed: Packed, capacity: int | None = None, threads: int = 1, cache: str = "float32") -> None:
         """`capacity`: tokens a row may hold, at most the model's context length, which is the default.
 
-        `cache`, one of `cache.CACHES`: the number type of keys and values. `NotImplementedError` for one that this CPU lacks.
+        `cache`, one of `cache.CACHES`: the number type of keys and values. `NotImplementedError` for one that this CPU
+        lacks.
         """
         if cache == "float16" and not has_float16():
             raise NotImplementedError("this CPU has no instructions for float16: keep the cache in float32")
