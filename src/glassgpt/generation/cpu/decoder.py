@@ -8,19 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from glassgpt.config import NORM_EPS
+from glassgpt.generation.cpu.cache import new_cache
 from glassgpt.generation.cpu.draw import NO_DRAWS, NONE, Draws, new_draws
 from glassgpt.generation.cpu.forward import Room, forward, n_phases, new_room
 from glassgpt.generation.cpu.kernels import GELU_ERF, GELU_TANH
-from glassgpt.generation.cpu.numbers import Array, zeros
+from glassgpt.generation.cpu.numbers import Array
 from glassgpt.generation.cpu.panels import filled
 from glassgpt.generation.cpu.team import Team, new_phases
-from glassgpt.generation.cpu.tiles import LANES, PANEL, has_float16
+from glassgpt.generation.cpu.tiles import PANEL, has_float16
 from glassgpt.generation.cpu.tuning import ALONE, Tuner
 from glassgpt.generation.cpu.weights import Packed
 from glassgpt.generation.decoder import Draw, Prefix, Row, RunsAhead, Scores, Speculative
-
-CACHES = ("float32", "float16")
-"""Number types of keys and values."""
 
 _PIECE = 64
 """Tokens whose scores are held at once."""
@@ -45,8 +43,7 @@ class _Prefix:
 class CPUDecoder(Speculative, RunsAhead):
     """Runs packed weights. In float32 a row's scores are equal bit for bit alone, in any batch and in any pieces.
 
-    Keys are (layers, slots, heads, panels of tokens, head_dim, `PANEL`), values (layers, slots, heads, tokens, width),
-    both float32, or int16 with the bits of float16; a live row lies in one slot.
+    Keys and values lie in memory as `cache` says; a live row has one slot of them.
     """
 
     can_cut = True  # a window limits what is seen, not what is kept
@@ -54,11 +51,12 @@ class CPUDecoder(Speculative, RunsAhead):
     def __init__(self, packed: Packed, capacity: int | None = None, threads: int = 1, cache: str = "float32") -> None:
         """`capacity`: tokens a row may hold, at most the model's context length, which is the default.
 
-        `cache`, one of `CACHES`: the number type of keys and values. `NotImplementedError` for one that this CPU lacks.
+        `cache`, one of `cache.CACHES`: the number type of keys and values. `NotImplementedError` for one that this CPU
+        lacks.
         """
         if cache == "float16" and not has_float16():
             raise NotImplementedError("this CPU has no instructions for float16: keep the cache in float32")
-        self._kept = np.float32 if cache == "float32" else np.int16
+        self._cache = cache
         self._config, self._weights, self._offset = packed.config, packed.weights, packed.offset
         self.fingerprint: Callable[[], str] | None = None
         """SHA-256 of what decides its scores, where they come from a file: it takes a moment."""
@@ -209,21 +207,17 @@ class CPUDecoder(Speculative, RunsAhead):
             GELU_ERF if config.gelu == "erf" else GELU_TANH, self._offset,
             np.array(tokens), slots, positions, blocks, last, keys, values, scores, draws,
         )  # fmt: skip
-        if len(tokens) * (1 + len(draws.tokens)) * self._per_token < ALONE:
+        n_steps = 1 + len(draws.tokens)
+        if len(tokens) * n_steps * self._per_token < ALONE:
             forward(*arguments)
         else:
-            self.tuner.run(len(tokens), forward, *arguments)
+            self.tuner.run(len(tokens), forward, *arguments, n_steps=n_steps)
         return scores[:, : config.vocab_size]
 
     def _memory(self, n_slots: int, n_tokens: int) -> tuple[Array, Array]:
         """Room for the keys and values of so many rows and tokens."""
-        config, panels = self._config, -(-n_tokens // PANEL)
-        # zeros, not empty: a weight of 0 times the NaN that stale memory may hold is NaN
-        shape = (config.n_layers, n_slots, config.n_heads)
-        return (
-            zeros((*shape, panels, config.head_dim, PANEL), self._kept),
-            zeros((*shape, n_tokens, filled(config.head_dim, LANES)), self._kept),
-        )
+        config = self._config
+        return new_cache(self._cache, config.n_layers, n_slots, config.n_heads, n_tokens, config.head_dim)
 
     def _make_room(self, n_more: int, n_tokens: int) -> None:
         """For more rows, and for rows of so many tokens: twice as many where they do not fit, so it is seldom done."""

@@ -70,7 +70,7 @@ def forward(
 
     Called by each thread of a team (see `team.Team.run`). Token m belongs to the row in `slots[m]` and is its number
     `positions[m]`; `blocks` are the first tokens of groups of neighbours in one row, and M. `w`: `weights.Weights`;
-    `offset`: what was added to integer weights, 0 for floats; `keys` and `values`: see `decoder.CPUDecoder`.
+    `offset`: what was added to integer weights, 0 for floats; `keys` and `values`: see `cache`.
 
     `phases` are those of one pass or of several: after each but the last a token is drawn for each row (`draws`, see
     `draw.Draws`) and comes next, which changes `tokens` and `positions`, unless one of them is too close to call.

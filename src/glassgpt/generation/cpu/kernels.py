@@ -15,8 +15,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
+from glassgpt.generation.cpu.cache import OF_KEYS, OF_VALUES, keep, scales_of, times_scales
 from glassgpt.generation.cpu.compiled import compiled
 from glassgpt.generation.cpu.numbers import GROUP, Array, zeros
 from glassgpt.generation.cpu.panels import filled, number
@@ -78,7 +79,7 @@ def product(x, x_at, x_stride, rows, first, group, n_x, w, w_at, scales, s_at, i
     """
     words, w_words, w_groups = rows.words.ctypes.data, rows.words.shape[1], rows.scales.shape[1]
     x_scales, x_zeros = rows.scales.ctypes.data, rows.zeros.ctypes.data
-    most = 6 if w.itemsize > 1 else 4  # integers need registers for two sums of each kind
+    most = 4 if w.itemsize == 1 and scales.itemsize == 2 else 6  # integers need registers for two sums of each kind
     done = 0
     while done < n_x:
         m, left = first + done, n_x - done
@@ -299,46 +300,21 @@ def _softmax(row, factor):
         row[s] *= inverse
 
 
-@intrinsic
-def _float16_bits(typingctx, x):
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
-
-    return types.int16(types.float32), codegen
-
-
-def kept(cache, x):
-    """A number as the cache keeps it."""
-    raise NotImplementedError("only in compiled code")
-
-
-@overload(kept, inline="always")
-def _kept(cache, x):
-    if cache.dtype == types.float32:
-        return lambda cache, x: x
-    most = 65504.0  # the largest float16
-    return lambda cache, x: _float16_bits(  # type: ignore[call-arg]
-        min(max(np.float32(x), np.float32(-most)), np.float32(most))
-    )
-
-
 @compiled()
 def store(phases, phase, qkv, n_heads, head_dim, slots, positions, keys, values):
-    """Keys and values of new tokens to the cache, at each one's slot and position; a head is an item.
+    """Keys and values of new tokens to one layer of the cache (see `cache`), at each one's slot and position.
 
-    keys: (slots, heads, panels of tokens, head_dim, `PANEL`); values: (slots, heads, tokens, width); both float32, or
-    int16 with the bits of float16.
+    A head is an item.
     """
-    d = n_heads * head_dim
+    d, scales = n_heads * head_dim, scales_of(keys)
     head = take(phases, phase, n_heads)
     while head < n_heads:
         for m in range(len(qkv)):
             row, position = qkv[m], positions[m]
-            panel, lane = position // PANEL, position % PANEL
-            key, value = keys[slots[m], head, panel], values[slots[m], head, position]
-            for i in range(head_dim):
-                key[i, lane] = kept(keys, row[d + head * head_dim + i])
-                value[i] = kept(keys, row[2 * d + head * head_dim + i])
+            key, value = d + head * head_dim, 2 * d + head * head_dim
+            keep(
+                keys, values, scales, slots[m], head, position, row[key : key + head_dim], row[value : value + head_dim]
+            )
         finish(phases, phase)
         head = take(phases, phase, n_heads)
     return wait(phases, phase, n_heads)
@@ -350,7 +326,7 @@ def attention(
 ):  # fmt: skip
     """out = softmax(q keys / sqrt(head_dim)) values; a token sees the `window` last ones up to itself.
 
-    qkv: (M, at least heads * head_dim), queries first; keys and values: see `store`; blocks: the first token of each
+    qkv: (M, at least heads * head_dim), queries first; keys and values: see `cache`; blocks: the first token of each
     group of neighbours in one row, and M; out: (M, heads * head_dim or more). An item is one head of one block.
     """
     n_blocks = len(blocks) - 1
@@ -376,12 +352,14 @@ def _attend(qkv, keys, values, none, slot, positions, first, n, head, head_dim, 
     columns = (seen + PANEL - 1) // PANEL * PANEL
     weights, zeros = np.empty((n, columns), np.float32), np.zeros(columns, np.float32)
     key_panels = keys[slot, head]
+    key_numbers, per_panel = key_panels.reshape(-1), keys.shape[3] * PANEL
     for panel in range(begin // PANEL, columns // PANEL):
         product(
             qkv.ctypes.data, first * qkv.shape[1] + head * head_dim, qkv.shape[1], none, 0, 0, n,
-            key_panels[panel].reshape(-1), 0, none.scales, 0,
+            key_numbers, panel * per_panel, none.scales, 0,
             zeros.ctypes.data, 0, weights.ctypes.data + 4 * panel * PANEL, columns, head_dim,
         )  # fmt: skip
+    times_scales(key_panels, OF_KEYS, weights, begin)
     factor = np.float32(1 / math.sqrt(head_dim))
     for i in range(n):
         row, last = weights[i], positions[first + i] + 1
@@ -391,6 +369,7 @@ def _attend(qkv, keys, values, none, slot, positions, first, n, head, head_dim, 
             row[before:last], factor
         )  # a part, whose places begin at 0: others might be negative, for all Numba knows
         row[last:] = 0
+    times_scales(key_panels, OF_VALUES, weights, begin)
     result = np.empty((n, width), np.float32)
     flat = values[slot, head].reshape(-1)
     column = 0

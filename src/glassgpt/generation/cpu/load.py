@@ -15,7 +15,8 @@ import numba
 import numpy as np
 
 from glassgpt.cores import asked_threads, wanted_threads
-from glassgpt.generation.cpu.decoder import CACHES, CPUDecoder
+from glassgpt.generation.cpu.cache import CACHES
+from glassgpt.generation.cpu.decoder import CPUDecoder
 from glassgpt.generation.cpu.tuning import tuner_for
 from glassgpt.generation.cpu.weights import PRECISIONS, Packed, UnsupportedError, load, pack
 from glassgpt.options import Rule, check
@@ -38,7 +39,7 @@ def load_decoder(
 
     `model` is what `load_model` takes, whose errors this raises. `precision`, one of `weights.PRECISIONS`, is what the
     matrices are kept in, and below float32 the text is no longer the model's own to the last token; None is a quantised
-    directory's own, which has no other, and else float32. `cache`, one of `decoder.CACHES`: the number type of keys and
+    directory's own, which has no other, and else float32. `cache`, one of `cache.CACHES`: the number type of keys and
     values. `threads`, or `OMP_NUM_THREADS`: None is one for each core, or fewer for one row where its first tokens
     measure that to be faster, which `measured` remembers. `message` hears what takes long: the first use on a machine
     compiles for some seconds. `NotImplementedError` where that fails.

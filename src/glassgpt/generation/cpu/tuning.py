@@ -57,8 +57,8 @@ class Tuner:
             return f"{threads_text(self._team.n_threads)} (one for each core; too few tokens so far to measure that)"
         return f"{threads_text(self._threads)} ({self._why})"
 
-    def run(self, n_tokens: int, function: Callable[..., Any], *arguments: Any) -> None:
-        """`Team.run` for a step of so many tokens."""
+    def run(self, n_tokens: int, function: Callable[..., Any], *arguments: Any, n_steps: int = 1) -> None:
+        """`Team.run` for so many steps, each of so many tokens."""
         if n_tokens > FEW:
             self._team.run(function, *arguments)
         elif self._trying is None or n_tokens > 1:
@@ -66,7 +66,7 @@ class Tuner:
         else:
             began = time.perf_counter()
             self._team.run(function, *arguments, threads=self._threads)
-            self._heard(self._trying, time.perf_counter() - began)
+            self._heard(self._trying, (time.perf_counter() - began) / n_steps)
 
     def _heard(self, trying: Trying, seconds: float) -> None:
         try:
@@ -124,7 +124,9 @@ def tuner_for(team: Team, asked: int | None, config: GPTConfig, weights: str, ca
     if team.n_threads == 1:
         return Tuner(team, 1, "there is one core to use")
     if config.n_parameters() < ALONE:
-        return Tuner(team, team.n_threads, "but a token alone takes one: so small a model does not gain from more")
+        return Tuner(
+            team, team.n_threads, "one for each core, and one where a single token of so small a model is asked for"
+        )
     about = {
         "what": "threads of the compiled decoder",
         **this_machine("numba"),
