@@ -13,9 +13,10 @@ from glassgpt.data.baselines import corpus_baselines
 from glassgpt.data.corpus import Document, default_corpus, read_corpus, split_documents
 from glassgpt.data.loader import BatchLoader
 from glassgpt.data.tokens import write_tokens
+from glassgpt.data.vocabulary import TOKENIZERS
 from glassgpt.files import write_text
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.training.choose import TOKENIZERS, choose_tokenizer
+from glassgpt.training.choose import choose_tokenizer
 from glassgpt.training.number_type import choose_dtype
 from glassgpt.training.plan import fitting, planned
 from glassgpt.training.progress import Progress
