@@ -184,6 +184,7 @@ class TokenSequence:
         self._arrays = [array for array in arrays if len(array)]
         ends = np.cumsum([len(array) for array in self._arrays], dtype=np.int64).tolist()
         self._starts, self._length = [0, *ends[:-1]], ends[-1] if ends else 0
+        self._read: set[int] = set()
 
     def __len__(self) -> int:
         return self._length
@@ -197,13 +198,25 @@ class TokenSequence:
             first = self._starts[number]
             part = self._arrays[number][start - first : stop - first]
             parts.append(part)
+            self._read.add(number)
             start, number = start + len(part), number + 1
         return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.zeros(0, np.uint16)
 
     def forget_pages(self) -> None:
         """Give back the memory of the pages that memory maps have read."""
-        for array in self._arrays:
-            forget_pages(array)
+        for number in self._read:
+            forget_pages(self._arrays[number])
+        self._read.clear()
+
+    @property
+    def arrays(self) -> Sequence[npt.NDArray[Any]]:
+        """Those that are not empty, in order."""
+        return self._arrays
+
+    def head(self, n: int) -> TokenSequence:
+        """Its first `n` tokens, nothing of which is read yet."""
+        pairs = zip(self._arrays, self._starts, strict=True)
+        return TokenSequence([array[: max(0, n - start)] for array, start in pairs])
 
     def close(self) -> None:
         """Release the memory maps; the sequence must not be used afterwards."""
