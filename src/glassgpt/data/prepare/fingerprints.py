@@ -98,7 +98,9 @@ def bands_of(signature: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint64]:
 
 def _word_hashes(letters: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.intp]]:
     """A hash of each word, and where it begins: polynomials of the bytes, from the differences of one running sum."""
-    edges = np.flatnonzero(np.diff((letters != 0).astype(np.int8), prepend=0, append=0))
+    inside = np.zeros(len(letters) + 2, bool)
+    np.not_equal(letters, 0, out=inside[1:-1])
+    edges = np.flatnonzero(inside[1:] != inside[:-1])
     first, end = edges[::2], edges[1::2]
     powers, inverses = _powers(1 << max(16, len(letters).bit_length()))
     sums = np.zeros(len(letters) + 1, _U64)
