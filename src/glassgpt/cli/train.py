@@ -33,7 +33,13 @@ def add_commands(commands: Any) -> None:
     add_machine(demo, device=False)
 
     train = command(commands, "train", _train, "train a GPT on your own text")
-    train.add_argument("text", nargs="*", metavar="TEXT", help="text files or folders (none: Python's own manual)")
+    train.add_argument(
+        "text",
+        nargs="*",
+        metavar="TEXT",
+        help="text files or folders, or datasets of glassgpt "
+        "prepare, by weight where there are several: web=0.7 books=0.3 (none: Python's own manual)",
+    )
     add_text_field(train)
     train.add_argument("--out", default="runs/model", metavar="DIR", help="directory of the run (default: %(default)s)")
     train.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import torch
 from glassgpt.data.baselines import corpus_baselines
 from glassgpt.data.corpus import Document, default_corpus, read_corpus, split_documents
 from glassgpt.data.loader import BatchLoader
+from glassgpt.data.sources import Source, TrainingSide, ValidationSide, open_sources, sources_of, write_sources
 from glassgpt.data.tokens import write_tokens
+from glassgpt.data.vocabulary import TOKENIZERS, named_tokenizer
 from glassgpt.files import write_text
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.training.choose import TOKENIZERS, choose_tokenizer
+from glassgpt.training.choose import choose_tokenizer
 from glassgpt.training.number_type import choose_dtype
 from glassgpt.training.plan import fitting, planned
 from glassgpt.training.progress import Progress
@@ -38,25 +41,8 @@ def prepare(
     for text in request.texts:
         if Path(text).resolve().is_relative_to(out.resolve()):
             raise ValueError(f"the text {text} lies in {out}: choose a directory of its own for the run")
-    progress.message("reading the text" if request.texts else "reading Python's own manual")
-    documents = _read(request, out, progress)
-    n_bytes = sum(document.n_bytes for document in documents)
-    train_part, validation_part = split_documents(documents)
-    if not (train_part and validation_part):
-        raise ValueError(f"your text is {n_bytes} bytes, too short to keep a tenth of it for validation: add text")
-    noun = "document" if len(documents) == 1 else "documents"
-    choices.append(f"text: {n_bytes:,} bytes in {len(documents):,} {noun}, every tenth byte for validation")
-    tokenizer = start.tokenizer if start else request.tokenizer
-    if not isinstance(tokenizer, Tokenizer):
-        vocab_size = request.config.get("vocab_size")
-        tokenizer = choose_tokenizer(tokenizer, train_part, validation_part, choices, progress, vocab_size)
-    check_sample(tokenizer, settings)
-
-    (run / "data").mkdir(parents=True)
-    train, validation = (
-        write_tokens(part, tokenizer, run / "data" / f"{name}.npy", progress=partial(progress.work, "encoding"))
-        for name, part in (("train", train_part), ("validation", validation_part))
-    )
+    tokenizer, train, validation = _data(request, start, out, run, settings, choices, progress)
+    n_bytes = train.n_bytes + validation.n_bytes
     shapes = fitting(request, request.shapes(n_bytes, start), tokenizer, train.n_tokens)
     config = shapes[0][1]
     BatchLoader(  # raises for a text shorter than one block
@@ -79,6 +65,67 @@ def prepare(
     tokenizer.save(run)
     write_run_file(run, prepared, request)
     return prepared
+
+
+def _data(
+    request: Request,
+    start: Start | None,
+    out: Path,
+    run: Path,
+    settings: Settings,
+    choices: list[str],
+    progress: Progress,
+) -> tuple[Tokenizer, TrainingSide, ValidationSide]:
+    """(tokenizer, training, validation): text is encoded into `run`, datasets are checked and stay where they are."""
+    if (sources := sources_of(request.texts)) is not None:
+        return _prepared_data(sources, request, start, run, settings, choices, progress)
+    progress.message("reading the text" if request.texts else "reading Python's own manual")
+    documents = _read(request, out, progress)
+    n_bytes = sum(document.n_bytes for document in documents)
+    train_part, validation_part = split_documents(documents)
+    if not (train_part and validation_part):
+        raise ValueError(f"your text is {n_bytes} bytes, too short to keep a tenth of it for validation: add text")
+    noun = "document" if len(documents) == 1 else "documents"
+    choices.append(f"text: {n_bytes:,} bytes in {len(documents):,} {noun}, every tenth byte for validation")
+    tokenizer = start.tokenizer if start else request.tokenizer
+    if not isinstance(tokenizer, Tokenizer):
+        vocab_size = request.config.get("vocab_size")
+        tokenizer = choose_tokenizer(tokenizer, train_part, validation_part, choices, progress, vocab_size)
+    check_sample(tokenizer, settings)
+
+    (run / "data").mkdir(parents=True)
+    train, validation = (
+        write_tokens(part, tokenizer, run / "data" / f"{name}.npy", progress=partial(progress.work, "encoding"))
+        for name, part in (("train", train_part), ("validation", validation_part))
+    )
+    return tokenizer, train, validation
+
+
+def _prepared_data(
+    sources: Sequence[Source],
+    request: Request,
+    start: Start | None,
+    run: Path,
+    settings: Settings,
+    choices: list[str],
+    progress: Progress,
+) -> tuple[Tokenizer, TrainingSide, ValidationSide]:
+    if request.fields():
+        raise ValueError(f"text fields {', '.join(request.fields())}: a dataset has none, its text is encoded already")
+    if request.tokenizer in ("bpe", "char"):
+        raise ValueError(
+            f"tokenizer {request.tokenizer!r}: a dataset has the tokenizer it was prepared with; leave it out"
+        )
+    wanted = start.tokenizer if start else named_tokenizer(request.tokenizer)
+    tokenizer, train, validation = open_sources(sources, wanted)
+    check_sample(tokenizer, settings)
+    progress.message("checking the tokens")
+    for part in (train, validation):
+        part.verify()
+    write_sources(run, sources)
+    names = ", ".join(f"{source.path}{f' by {source.weight:g}' if source.weight else ''}" for source in sources)
+    choices.append(f"tokens: {train.n_tokens:,} for training, {validation.n_tokens:,} for validation, of {names}")
+    return tokenizer, train, validation
 
 
 def check_sample(tokenizer: Tokenizer, settings: Settings) -> None:

@@ -13,10 +13,11 @@ import torch
 
 from glassgpt.checkpoint import load_model
 from glassgpt.config import GPTConfig, preset
+from glassgpt.data.vocabulary import TOKENIZERS, check_tokenizer
 from glassgpt.device import check_dtype
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.training.choose import TOKENIZERS, changed, check_tokenizer, shapes_for
+from glassgpt.training.choose import changed, shapes_for
 from glassgpt.training.settings import Settings
 
 _FREE = ("context_length", "drop_rate", "attention")  # what weights leave open

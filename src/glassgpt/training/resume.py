@@ -12,7 +12,7 @@ import torch
 
 from glassgpt.config import GPTConfig
 from glassgpt.data.baselines import Baselines
-from glassgpt.data.tokens import TokenFile
+from glassgpt.data.sources import TrainingSide, ValidationSide, open_run, read_sources, sources_of, write_sources
 from glassgpt.files import write_text
 from glassgpt.json_file import read_json
 from glassgpt.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ def reopen(out: Path, request: Request) -> tuple[Prepared, Settings, int | None]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{out / RUN_FILE} is damaged: {error!r}") from None
     tokenizer = Tokenizer.load(out)
-    if differences := _differences(request, config, before, record, tokenizer):
+    if differences := _differences(request, config, before, record, tokenizer, read_sources(out) is not None):
         raise ValueError(
             f"{out} was begun differently: {'; '.join(differences)}. Leave these out, or begin a new run elsewhere"
         )
@@ -63,12 +63,7 @@ def reopen(out: Path, request: Request) -> tuple[Prepared, Settings, int | None]
     if settings.steps is None or settings.steps < taken:
         raise ValueError(f"steps {settings.steps} is below the {taken} that {out} has taken already: ask for more")
     check_sample(tokenizer, settings)
-    paths = [out / "data" / f"{name}.npy" for name in ("train", "validation")]
-    train, validation = (TokenFile.open(path, tokenizer=tokenizer) for path in paths)
-    if [train.fingerprint, validation.fingerprint] != digests:
-        raise ValueError(f"{out / 'data'} is not the data this run began with: it cannot be resumed")
-    for part in (train, validation):
-        part.verify()
+    train, validation = _data(out, request, tokenizer, digests)
     if torch_version not in (None, torch.__version__):
         _log.warning(
             "%s was begun with PyTorch %s: with %s the last bits may differ", out, torch_version, torch.__version__
@@ -81,6 +76,20 @@ def reopen(out: Path, request: Request) -> tuple[Prepared, Settings, int | None]
     return prepared, before, threads
 
 
+def _data(out: Path, request: Request, tokenizer: Tokenizer, digests: list[str]) -> tuple[TrainingSide, ValidationSide]:
+    """The data that a run began with, checked; its datasets may have moved to where the request says."""
+    now = sources_of(request.texts) if read_sources(out) is not None else None
+    train, validation = open_run(out, tokenizer, now)
+    if [train.fingerprint, validation.fingerprint] != digests:
+        place = out / "data" if now is None else _listed([str(text) for text in request.texts])
+        raise ValueError(f"{place} is not the data this run began with: it cannot be resumed")
+    for part in (train, validation):
+        part.verify()
+    if now is not None:
+        write_sources(out, now)
+    return train, validation
+
+
 def record_changes(out: Path, prepared: Prepared) -> None:
     """Write the settings of a resumed run into its `run.json`: the next resume needs no reminder."""
     record = read_json(out / RUN_FILE, max_bytes=MAX_RUN_BYTES)
@@ -89,9 +98,17 @@ def record_changes(out: Path, prepared: Prepared) -> None:
 
 
 def _differences(
-    request: Request, config: GPTConfig, settings: Settings, record: dict[str, Any], tokenizer: Tokenizer
+    request: Request,
+    config: GPTConfig,
+    settings: Settings,
+    record: dict[str, Any],
+    tokenizer: Tokenizer,
+    datasets: bool,
 ) -> list[str]:
-    """What was asked for now that contradicts what the run began with, in words."""
+    """What was asked for now that contradicts what the run began with, in words.
+
+    Where it trains on `datasets`, others are told by their tokens, not by their names.
+    """
     asked, recorded = dataclasses.asdict(Settings.from_dict(request.settings)), dataclasses.asdict(settings)
     differences = [
         f"{name} was {recorded[name]!r}, now {asked[name]!r}"
@@ -99,7 +116,7 @@ def _differences(
         if asked[name] != recorded[name] and name not in _CHANGEABLE and (name, asked[name]) != ("dtype", "auto")
     ]
     texts, fields = [str(text) for text in request.texts], request.fields()
-    if texts and texts != record["texts"]:
+    if texts and texts != record["texts"] and not (datasets and sources_of(request.texts)):
         differences.append(f"the text was {_listed(record['texts'])}, now {_listed(texts)}")
     before = record.get("text_fields", [])  # runs before there were records have none
     if fields and fields != before:

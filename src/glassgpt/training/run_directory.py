@@ -30,7 +30,7 @@ _KEYS = {"config", "settings", "baselines", "texts", "data"}
 _model = "|".join(map(re.escape, MODEL_FILES))
 _OURS = re.compile(
     rf"{re.escape(RUN_FILE)}|{re.escape(LOG)}|{re.escape(PLOT)}|{_model}"
-    r"|data(/(train|validation)\.npy(\.json)?)?"
+    r"|data(/((train|validation)\.npy(\.json)?|sources\.json))?"
     rf"|checkpoints(/step-\d{{8}}(/({_model}|training_state(/(optimizer\.safetensors|state\.json))?))?)?"
 )
 

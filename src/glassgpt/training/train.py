@@ -21,7 +21,7 @@ import torch
 from glassgpt.config import GPTConfig, GPTConfigKeywords
 from glassgpt.cores import available_cores
 from glassgpt.data.loader import BatchLoader
-from glassgpt.data.tokens import TokenFile
+from glassgpt.data.sources import open_run
 from glassgpt.device import DTYPES, pick_device, set_threads
 from glassgpt.language_model import seeded
 from glassgpt.model import GPTModel
@@ -63,6 +63,9 @@ def train(
     **settings: Unpack[SettingsKeywords],
 ) -> TrainResult:
     """Train a GPT on text files or folders (none: Python's own manual) and write it to the directory `out`.
+
+    `texts` may also name datasets of `prepare`, or directories of nanoGPT's and llm.c's token files: they are read
+    where they are, with their own tokenizer, and several of them by weight: `["web=0.7", "books=0.3"]`.
 
     Without `model` the model is new. Its `shape` is a `GPTConfig`, a preset's name, or None: picked from the text's
     size and the time; `config` has the fields of it that shall be otherwise, such as `{"n_layers": 3}`. `tokenizer` is
@@ -120,7 +123,7 @@ def _begin(out: Path, request: Request, device: torch.device, progress: Progress
 
 
 def _with_data_in(out: Path, prepared: Prepared) -> Prepared:
-    train, validation = (TokenFile.open(out / "data" / f"{name}.npy") for name in ("train", "validation"))
+    train, validation = open_run(out, prepared.tokenizer)
     return dataclasses.replace(prepared, train=train, validation=validation)
 
 
