@@ -29,6 +29,8 @@ from glassgpt.generation.cpu.panels import filled
 from glassgpt.generation.cpu.team import new_phases
 from glassgpt.generation.cpu.tiles import LANES, PANEL
 from glassgpt.generation.cpu.weights import PRECISIONS
+from glassgpt.generation.decoder import Draw
+from glassgpt.generation.options import Sampling
 
 Guard = Callable[[Any], Any]
 LIBC, PAGE = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE
@@ -97,7 +99,7 @@ def attentions(guard: Guard) -> None:
 
 
 def decoders(guard: Guard, models: dict[str, GPTModel]) -> None:
-    """Whole passes: prompts in pieces, steps, several rows, guesses, memory that grows."""
+    """Whole passes: prompts in pieces, steps, several rows, guesses, memory that grows, tokens drawn in between."""
 
     def room(*sizes: Any) -> Any:
         made = new_room(*sizes)
@@ -117,10 +119,12 @@ def decoders(guard: Guard, models: dict[str, GPTModel]) -> None:
             decoder.join(decoder.read(ids[:1]))
             decoder.extend([ids[100:120], ids[1:9]])
             decoder.cut(0, 101)
-            for n in range(101, 150):
+            for n in range(101, 140):
                 scores = decoder.step([ids[n], ids[n - 90]])
+            draws = [Draw(Sampling(top_k=5, top_p=0.9), model.vocab_size, (), [0.5] * 9) for _ in range(2)]
+            drawn, scores = decoder.run([ids[140], ids[50]], draws)
             with torch.no_grad():
-                expected = model(torch.tensor([[*ids[:101], *ids[101:150]]]))[0, -1].numpy()
+                expected = model(torch.tensor([[*ids[:141], *drawn[0]]]))[0, -1].numpy()
             close = 1e-3 if precision == "float32" else 0.5
             np.testing.assert_allclose(scores[0], expected, atol=close * np.abs(expected).max(), rtol=0)
 

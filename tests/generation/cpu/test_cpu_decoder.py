@@ -19,7 +19,8 @@ from glassgpt.generation.cpu.load import pack_model
 from glassgpt.generation.cpu.tiles import features
 from glassgpt.generation.cpu.tuning import ALONE
 from glassgpt.generation.cpu.weights import PRECISIONS
-from glassgpt.generation.decoder import Decoder
+from glassgpt.generation.decoder import Decoder, Draw
+from glassgpt.generation.options import Sampling
 from glassgpt.generation.torch_decoder import NaiveDecoder
 from glassgpt.model import generate_text_simple
 
@@ -161,7 +162,11 @@ def test_two_threads_give_the_bits_of_one_every_time(tiny_model: Make, precision
 
     def run(decoder: CPUDecoder) -> list[np.ndarray]:
         found = [decoder.add([ids[:50], ids[:7], ids[20:40]])]
-        found += [decoder.step(ids[n : n + 3]) for n in range(4)] + [decoder.extend([ids[:5], [], ids[:9]])]
+        found += [decoder.step(ids[n : n + 3]) for n in range(4)]
+        draws = [Draw(Sampling(), 5000, (), [0.1, 0.5, 0.9])] * 3
+        drawn, scores = decoder.run(ids[:3], draws)
+        decoder.cut(0, 40)
+        found += [np.array(drawn), scores, decoder.extend([ids[:5], [], ids[:9]])]
         for _ in range(3):
             decoder.drop(0)
         return found
