@@ -27,6 +27,9 @@ ALONE = 2**21
 FEW = 4
 """Steps of so many tokens are bound by memory as those of one; larger ones have all threads."""
 
+MEASURED_AHEAD = 4
+"""Tokens that a call may draw, besides the one after it, while numbers of threads are tried."""
+
 _FIRST = 2  # steps that are not timed: they bring the weights in
 _STEPS = 5  # of each number of threads
 _SAME, _WORSE = 1.02, 1.15  # so far apart two are alike; so much slower, and fewer threads are not tried
@@ -57,8 +60,13 @@ class Tuner:
             return f"{threads_text(self._team.n_threads)} (one for each core; too few tokens so far to measure that)"
         return f"{threads_text(self._threads)} ({self._why})"
 
-    def run(self, n_tokens: int, function: Callable[..., Any], *arguments: Any, n_steps: int = 1) -> None:
-        """`Team.run` for so many steps, each of so many tokens."""
+    @property
+    def measuring(self) -> bool:
+        """Whether numbers of threads are being tried."""
+        return self._trying is not None
+
+    def run(self, n_tokens: int, n_steps: Callable[[], int], function: Callable[..., Any], *arguments: Any) -> None:
+        """`Team.run` for steps of so many tokens each; `n_steps` says afterwards how many they were."""
         if n_tokens > FEW:
             self._team.run(function, *arguments)
         elif self._trying is None or n_tokens > 1:
@@ -66,7 +74,7 @@ class Tuner:
         else:
             began = time.perf_counter()
             self._team.run(function, *arguments, threads=self._threads)
-            self._heard(self._trying, (time.perf_counter() - began) / n_steps)
+            self._heard(self._trying, (time.perf_counter() - began) / n_steps())
 
     def _heard(self, trying: Trying, seconds: float) -> None:
         try:
@@ -123,10 +131,6 @@ def tuner_for(team: Team, asked: int | None, config: GPTConfig, weights: str, ca
         return Tuner(team, asked)
     if team.n_threads == 1:
         return Tuner(team, 1, "there is one core to use")
-    if config.n_parameters() < ALONE:
-        return Tuner(
-            team, team.n_threads, "one for each core, and one where a single token of so small a model is asked for"
-        )
     about = {
         "what": "threads of the compiled decoder",
         **this_machine("numba"),
