@@ -139,6 +139,7 @@ def test_threads_are_measured_once(
     decoder, tuning = (importlib.import_module(f"glassgpt.generation.cpu.{name}") for name in ("decoder", "tuning"))
     monkeypatch.setattr(decoder, "ALONE", 0)
     monkeypatch.setattr(tuning, "_switches", lambda: 0)
+    monkeypatch.setattr(tuning, "_is_busy", lambda: False)
     texts, words = zip(
         *(generated(capsys, saved, "--verbose", "--max-new-tokens", "90") for _ in range(2)), strict=True
     )

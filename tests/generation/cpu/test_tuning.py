@@ -38,11 +38,18 @@ class Clockwork:
         self.now += self.costs(threads or self.n_threads)
 
 
+def be_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other work on this machine."""
+    monkeypatch.setattr(module, "_switches", lambda: 0)
+    monkeypatch.setattr(module, "_is_busy", lambda: False)
+
+
 @pytest.fixture
 def clockwork(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clockwork]:
     def make(n_threads: int, costs: Callable[[int], float]) -> Clockwork:
         team = Clockwork(n_threads, costs)
         monkeypatch.setattr(module.time, "perf_counter", lambda: team.now)
+        be_quiet(monkeypatch)
         monkeypatch.setattr(module, "_switches", lambda: team.switches)
         return team
 
@@ -98,6 +105,19 @@ def test_beside_other_work_all_threads_stay_and_nothing_is_told(clockwork: Calla
     assert str(tuner) == "2 threads (one for each core; not measured, because other work is running)"
 
 
+def test_a_machine_that_was_busy_a_moment_ago_is_not_measured(
+    clockwork: Callable[..., Clockwork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = module._is_busy
+    team = clockwork(2, {1: 1.0, 2: 5.0}.__getitem__)
+    monkeypatch.setattr(module, "_is_busy", busy)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(module.os, "getloadavg", lambda: (1.5, 0.0, 0.0), raising=False)
+    assert tuned(team)[1] == []
+    monkeypatch.setattr(module.os, "getloadavg", lambda: (0.5, 9.0, 9.0), raising=False)
+    assert len(tuned(team)[1]) == 1
+
+
 def test_a_disturbance_of_some_steps_does_not_decide(clockwork: Callable[..., Clockwork]) -> None:
     team = clockwork(2, lambda threads: {1: 25.0, 2: 15.0}[threads])
     steps = iter(range(1000))
@@ -141,7 +161,7 @@ def test_scores_are_the_same_bits_while_it_tries(
     alone, several = CPUDecoder(packed), CPUDecoder(packed, threads=4)
     told: list[int] = []
     several.tuner = Tuner(several.team, measured=lambda seconds, threads: told.append(threads))
-    monkeypatch.setattr(module, "_switches", lambda: 0)
+    be_quiet(monkeypatch)
     assert np.array_equal(alone.add([ids[:3]]), several.add([ids[:3]]))
     for token in ids[3:]:
         assert np.array_equal(alone.step([token]), several.step([token]))
@@ -155,7 +175,7 @@ def saved(tiny_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("glassgpt.cores.available_cores", lambda: 4)
     monkeypatch.setattr("glassgpt.generation.cpu.decoder.ALONE", 0)
-    monkeypatch.setattr(module, "_switches", lambda: 0)
+    be_quiet(monkeypatch)
     save_model(tiny_model(vocab_size=257, context_length=64), Tokenizer.bytes_(), tmp_path / "model")
     return tmp_path / "model"
 
@@ -216,7 +236,7 @@ def test_a_text_in_calls_of_several_steps_is_the_same_while_it_tries(
 ) -> None:
     """And the calls are short meanwhile, so that one text is enough."""
     monkeypatch.setattr("glassgpt.generation.cpu.decoder.ALONE", 0)
-    monkeypatch.setattr(module, "_switches", lambda: 0)
+    be_quiet(monkeypatch)
     packed = pack_model(tiny_model(vocab_size=257, context_length=120))
     texts, lengths = [], []
     real = CPUDecoder._steps

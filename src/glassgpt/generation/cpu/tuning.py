@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import statistics
 import time
 from collections.abc import Callable, Generator
@@ -33,8 +34,10 @@ MEASURED_AHEAD = 4
 _FIRST = 2  # steps that are not timed: they bring the weights in
 _STEPS = 5  # of each number of threads
 _SAME, _WORSE = 1.02, 1.15  # so far apart two are alike; so much slower, and fewer threads are not tried
-_SWITCHES = 0.5  # for each step: where the system takes a processor away more often, other work is running, and what is
-# measured beside it would be remembered when it has gone
+# What is measured beside other work would be remembered when that has gone. It shows in the load of the last minute and in
+# a processor that is taken away from this process.
+_LOAD = 0.5  # for each core
+_SWITCHES = 0.5  # for each step
 
 
 class Tuner:
@@ -104,7 +107,7 @@ def _tried(most: int) -> Trying:
         for _ in range(_STEPS):
             for threads in times:
                 times[threads].append((yield threads))
-        if _switches() - switches > _SWITCHES * 2 * _STEPS:
+        if _switches() - switches > _SWITCHES * 2 * _STEPS or _is_busy():
             return most, {}
         seconds |= {threads: statistics.median(each) for threads, each in times.items()}
         ratio = seconds[tried] / seconds[best]
@@ -123,6 +126,11 @@ def _switches() -> int:
     except ImportError:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _is_busy() -> bool:
+    """Whether the machine had other work within the last minute; False where the system does not say."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > _LOAD * (os.cpu_count() or 1)
 
 
 def tuner_for(team: Team, asked: int | None, config: GPTConfig, weights: str, cache: str) -> Tuner:
