@@ -34,8 +34,8 @@ MEASURED_AHEAD = 4
 _FIRST = 2  # steps that are not timed: they bring the weights in
 _STEPS = 5  # of each number of threads
 _SAME, _WORSE = 1.02, 1.15  # so far apart two are alike; so much slower, and fewer threads are not tried
-# What is measured beside other work would be remembered when that has gone. It shows in the load of the last minute and in
-# a processor that is taken away from this process.
+# What is measured beside other work would be remembered when that has gone. Such work shows in the load of the last
+# minute, and in a processor that is taken away from this process.
 _LOAD = 0.5  # for each core
 _SWITCHES = 0.5  # for each step
 
