@@ -122,7 +122,10 @@ def test_verbose_says_what_was_chosen_and_why(saved: Path, capsys: pytest.Captur
     plain, _ = generated(capsys, saved)
     out, said = generated(capsys, saved, "--verbose")
     assert out == plain
-    assert said.startswith("glassgpt: compiled decoder (there is no GPU), 2 threads (but a token alone takes one: ")
+    assert said == (
+        "glassgpt: compiled decoder (there is no GPU), 2 threads (one for each core; too few tokens so far to measure "
+        "that)\n"
+    )
     _, said = generated(capsys, saved, "--verbose", "--decoder", "compiled", "--threads", "1")
     assert said == "glassgpt: compiled decoder (as asked), 1 thread (as asked)\n"
     _, said = generated(capsys, saved, "--verbose", "--decoder", "cached", "--json")
@@ -134,11 +137,11 @@ def test_threads_are_measured_once(
     saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder, tuning = (importlib.import_module(f"glassgpt.generation.cpu.{name}") for name in ("decoder", "tuning"))
-    for module in (decoder, tuning):
-        monkeypatch.setattr(module, "ALONE", 0)
+    monkeypatch.setattr(decoder, "ALONE", 0)
     monkeypatch.setattr(tuning, "_switches", lambda: 0)
+    monkeypatch.setattr(tuning, "_is_busy", lambda: False)
     texts, words = zip(
-        *(generated(capsys, saved, "--verbose", "--max-new-tokens", "30") for _ in range(2)), strict=True
+        *(generated(capsys, saved, "--verbose", "--max-new-tokens", "90") for _ in range(2)), strict=True
     )
     assert texts[0] == texts[1]
     assert [re.search(r"\(measured (now|on)", said)[1] for said in words] == ["now", "on"]  # type: ignore[index]

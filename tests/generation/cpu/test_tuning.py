@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glassgpt import GPTModel, Tokenizer, load_decoder, save_model
+from glassgpt import GPTModel, Tokenizer, complete, load_decoder, save_model
 from glassgpt.generation.cpu import load as load_module
 from glassgpt.generation.cpu import tuning as module
 from glassgpt.generation.cpu.decoder import CPUDecoder
 from glassgpt.generation.cpu.load import pack_model
 from glassgpt.generation.cpu.team import Team
-from glassgpt.generation.cpu.tuning import FEW, Seconds, Tuner, tuner_for
+from glassgpt.generation.cpu.tuning import FEW, MEASURED_AHEAD, Seconds, Tuner, tuner_for
 from glassgpt.generation.cpu.weights import PRECISIONS
 from glassgpt.measured import cache_file
 
@@ -37,11 +38,18 @@ class Clockwork:
         self.now += self.costs(threads or self.n_threads)
 
 
+def be_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other work on this machine."""
+    monkeypatch.setattr(module, "_switches", lambda: 0)
+    monkeypatch.setattr(module, "_is_busy", lambda: False)
+
+
 @pytest.fixture
 def clockwork(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clockwork]:
     def make(n_threads: int, costs: Callable[[int], float]) -> Clockwork:
         team = Clockwork(n_threads, costs)
         monkeypatch.setattr(module.time, "perf_counter", lambda: team.now)
+        be_quiet(monkeypatch)
         monkeypatch.setattr(module, "_switches", lambda: team.switches)
         return team
 
@@ -52,7 +60,7 @@ def tuned(team: Clockwork, n_steps: int = 200) -> tuple[Tuner, list[tuple[Second
     found: list[tuple[Seconds, int]] = []
     tuner = Tuner(team, measured=lambda seconds, threads: found.append((seconds, threads)))  # type: ignore[arg-type]
     for _ in range(n_steps):
-        tuner.run(1, print)
+        tuner.run(1, lambda: 1, print)
     return tuner, found
 
 
@@ -97,6 +105,19 @@ def test_beside_other_work_all_threads_stay_and_nothing_is_told(clockwork: Calla
     assert str(tuner) == "2 threads (one for each core; not measured, because other work is running)"
 
 
+def test_a_machine_that_was_busy_a_moment_ago_is_not_measured(
+    clockwork: Callable[..., Clockwork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = module._is_busy
+    team = clockwork(2, {1: 1.0, 2: 5.0}.__getitem__)
+    monkeypatch.setattr(module, "_is_busy", busy)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(module.os, "getloadavg", lambda: (1.5, 0.0, 0.0), raising=False)
+    assert tuned(team)[1] == []
+    monkeypatch.setattr(module.os, "getloadavg", lambda: (0.5, 9.0, 9.0), raising=False)
+    assert len(tuned(team)[1]) == 1
+
+
 def test_a_disturbance_of_some_steps_does_not_decide(clockwork: Callable[..., Clockwork]) -> None:
     team = clockwork(2, lambda threads: {1: 25.0, 2: 15.0}[threads])
     steps = iter(range(1000))
@@ -108,13 +129,13 @@ def test_larger_steps_have_all_threads_and_are_not_timed(clockwork: Callable[...
     team = clockwork(4, {4: 9.0, 2: 5.0, 1: 6.0}.__getitem__)
     tuner = Tuner(team)  # type: ignore[arg-type]
     for n in (FEW + 1, 64):
-        tuner.run(n, print)
+        tuner.run(n, lambda: 1, print)
     assert team.woken == [None, None]
     assert str(tuner) == "4 threads (one for each core; too few tokens so far to measure that)"
     for _ in range(100):
-        tuner.run(1, print)
-    tuner.run(FEW, print)
-    tuner.run(FEW + 1, print)
+        tuner.run(1, lambda: 1, print)
+    tuner.run(FEW, lambda: 1, print)
+    tuner.run(FEW + 1, lambda: 1, print)
     assert team.woken[-2:] == [2, None]
 
 
@@ -122,7 +143,7 @@ def test_the_number_that_was_asked_for_is_kept(clockwork: Callable[..., Clockwor
     team = clockwork(2, {1: 1.0, 2: 5.0}.__getitem__)
     tuner = Tuner(team, 2)  # type: ignore[arg-type]
     for _ in range(50):
-        tuner.run(1, print)
+        tuner.run(1, lambda: 1, print)
     assert set(team.woken) == {2}
     assert str(tuner) == "2 threads (as asked)"
 
@@ -140,7 +161,7 @@ def test_scores_are_the_same_bits_while_it_tries(
     alone, several = CPUDecoder(packed), CPUDecoder(packed, threads=4)
     told: list[int] = []
     several.tuner = Tuner(several.team, measured=lambda seconds, threads: told.append(threads))
-    monkeypatch.setattr(module, "_switches", lambda: 0)
+    be_quiet(monkeypatch)
     assert np.array_equal(alone.add([ids[:3]]), several.add([ids[:3]]))
     for token in ids[3:]:
         assert np.array_equal(alone.step([token]), several.step([token]))
@@ -153,9 +174,8 @@ def saved(tiny_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("glassgpt.cores.available_cores", lambda: 4)
-    monkeypatch.setattr(module, "ALONE", 0)
     monkeypatch.setattr("glassgpt.generation.cpu.decoder.ALONE", 0)
-    monkeypatch.setattr(module, "_switches", lambda: 0)
+    be_quiet(monkeypatch)
     save_model(tiny_model(vocab_size=257, context_length=64), Tokenizer.bytes_(), tmp_path / "model")
     return tmp_path / "model"
 
@@ -194,10 +214,47 @@ def test_who_asks_for_threads_gets_them(saved: Path, monkeypatch: pytest.MonkeyP
     assert str(load_decoder(saved)[0].tuner) == "2 threads (as asked)"
 
 
-def test_there_is_nothing_to_measure_with_one_core_or_a_tiny_model(tiny_model: Make) -> None:
+def test_there_is_nothing_to_measure_with_one_core(tiny_model: Make) -> None:
     config = tiny_model().config
     assert str(tuner_for(Team(1), None, config, "float32", "float32")) == "1 thread (there is one core to use)"
-    assert "so small a model" in str(tuner_for(Team(2), None, config, "float32", "float32"))
+
+
+def test_several_steps_in_one_call_are_measured_by_the_step(clockwork: Callable[..., Clockwork]) -> None:
+    """However many they turn out to be: the times differ, a step's does not."""
+    team, counts = clockwork(2, lambda _: 0.0), itertools.cycle([5, 1, 3])
+    found: list[Seconds] = []
+    tuner = Tuner(team, measured=lambda seconds, threads: found.append(seconds))  # type: ignore[arg-type]
+    while tuner.measuring:
+        n = next(counts)
+        team.costs = lambda threads, n=n: n * {1: 25.0, 2: 15.0}[threads]  # type: ignore[misc]
+        tuner.run(1, lambda n=n: n, print)  # type: ignore[misc]
+    assert found == [{1: 25.0, 2: 15.0}]
+
+
+def test_a_text_in_calls_of_several_steps_is_the_same_while_it_tries(
+    tiny_model: Make, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the calls are short meanwhile, so that one text is enough."""
+    monkeypatch.setattr("glassgpt.generation.cpu.decoder.ALONE", 0)
+    be_quiet(monkeypatch)
+    packed = pack_model(tiny_model(vocab_size=257, context_length=120))
+    texts, lengths = [], []
+    real = CPUDecoder._steps
+
+    def steps(decoder: CPUDecoder, tokens: list[int], draws: Any) -> Any:
+        lengths.append((decoder.tuner.measuring, len(draws.tokens)))
+        return real(decoder, tokens, draws)
+
+    monkeypatch.setattr(CPUDecoder, "_steps", steps)
+    for tuned in (False, True):
+        decoder = CPUDecoder(packed, threads=2)
+        if tuned:
+            decoder.tuner = Tuner(decoder.team)
+        texts.append(complete(decoder, tiny_tokenizer, "ab", max_new_tokens=110, seed=3, ignore_eot=True).ids)
+        assert not decoder.tuner.measuring
+    assert texts[0] == texts[1]
+    assert max(n for measuring, n in lengths if measuring) == MEASURED_AHEAD
+    assert max(n for measuring, n in lengths if not measuring) > MEASURED_AHEAD
 
 
 @pytest.mark.parametrize("threads", [400, 0, True, "2", None])

@@ -16,7 +16,7 @@ from glassgpt.generation.cpu.numbers import Array
 from glassgpt.generation.cpu.panels import filled
 from glassgpt.generation.cpu.team import Team, new_phases
 from glassgpt.generation.cpu.tiles import PANEL, has_float16
-from glassgpt.generation.cpu.tuning import ALONE, Tuner
+from glassgpt.generation.cpu.tuning import ALONE, MEASURED_AHEAD, Tuner
 from glassgpt.generation.cpu.weights import Packed
 from glassgpt.generation.decoder import Draw, Prefix, Row, RunsAhead, Scores, Speculative
 
@@ -127,6 +127,9 @@ class CPUDecoder(Speculative, RunsAhead):
 
     def run(self, tokens: Sequence[int], draws: Sequence[Draw]) -> tuple[list[list[int]], Scores]:
         """See `RunsAhead`."""
+        if self.tuner.measuring:  # what takes many steps would be measured over a whole text
+            most = max(MEASURED_AHEAD, ALONE // self._per_token)
+            draws = [dataclasses.replace(draw, uniforms=draw.uniforms[:most]) for draw in draws]
         wanted = new_draws(draws, self.vocab_size)
         scores = self._steps(tokens, wanted)
         return wanted.tokens[: self._n_drawn(wanted)].T.tolist(), scores
@@ -207,11 +210,10 @@ class CPUDecoder(Speculative, RunsAhead):
             GELU_ERF if config.gelu == "erf" else GELU_TANH, self._offset,
             np.array(tokens), slots, positions, blocks, last, keys, values, scores, draws,
         )  # fmt: skip
-        n_steps = 1 + len(draws.tokens)
-        if len(tokens) * n_steps * self._per_token < ALONE:
+        if len(tokens) * (1 + len(draws.tokens)) * self._per_token < ALONE:
             forward(*arguments)
         else:
-            self.tuner.run(len(tokens), forward, *arguments, n_steps=n_steps)
+            self.tuner.run(len(tokens), lambda: 1 + self._n_drawn(draws), forward, *arguments)
         return scores[:, : config.vocab_size]
 
     def _memory(self, n_slots: int, n_tokens: int) -> tuple[Array, Array]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import statistics
 import time
 from collections.abc import Callable, Generator
@@ -27,11 +28,16 @@ ALONE = 2**21
 FEW = 4
 """Steps of so many tokens are bound by memory as those of one; larger ones have all threads."""
 
+MEASURED_AHEAD = 4
+"""Tokens that a call may draw, besides the one after it, while numbers of threads are tried."""
+
 _FIRST = 2  # steps that are not timed: they bring the weights in
 _STEPS = 5  # of each number of threads
 _SAME, _WORSE = 1.02, 1.15  # so far apart two are alike; so much slower, and fewer threads are not tried
-_SWITCHES = 0.5  # for each step: where the system takes a processor away more often, other work is running, and what is
-# measured beside it would be remembered when it has gone
+# What is measured beside other work would be remembered when that has gone. Such work shows in the load of the last
+# minute, and in a processor that is taken away from this process.
+_LOAD = 0.5  # for each core
+_SWITCHES = 0.5  # for each step
 
 
 class Tuner:
@@ -57,8 +63,13 @@ class Tuner:
             return f"{threads_text(self._team.n_threads)} (one for each core; too few tokens so far to measure that)"
         return f"{threads_text(self._threads)} ({self._why})"
 
-    def run(self, n_tokens: int, function: Callable[..., Any], *arguments: Any, n_steps: int = 1) -> None:
-        """`Team.run` for so many steps, each of so many tokens."""
+    @property
+    def measuring(self) -> bool:
+        """Whether numbers of threads are being tried."""
+        return self._trying is not None
+
+    def run(self, n_tokens: int, n_steps: Callable[[], int], function: Callable[..., Any], *arguments: Any) -> None:
+        """`Team.run` for steps of so many tokens each; `n_steps` says afterwards how many they were."""
         if n_tokens > FEW:
             self._team.run(function, *arguments)
         elif self._trying is None or n_tokens > 1:
@@ -66,7 +77,7 @@ class Tuner:
         else:
             began = time.perf_counter()
             self._team.run(function, *arguments, threads=self._threads)
-            self._heard(self._trying, (time.perf_counter() - began) / n_steps)
+            self._heard(self._trying, (time.perf_counter() - began) / n_steps())
 
     def _heard(self, trying: Trying, seconds: float) -> None:
         try:
@@ -96,7 +107,7 @@ def _tried(most: int) -> Trying:
         for _ in range(_STEPS):
             for threads in times:
                 times[threads].append((yield threads))
-        if _switches() - switches > _SWITCHES * 2 * _STEPS:
+        if _switches() - switches > _SWITCHES * 2 * _STEPS or _is_busy():
             return most, {}
         seconds |= {threads: statistics.median(each) for threads, each in times.items()}
         ratio = seconds[tried] / seconds[best]
@@ -117,16 +128,17 @@ def _switches() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
+def _is_busy() -> bool:
+    """Whether the machine had other work within the last minute; False where the system does not say."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > _LOAD * (os.cpu_count() or 1)
+
+
 def tuner_for(team: Team, asked: int | None, config: GPTConfig, weights: str, cache: str) -> Tuner:
     """For a model of this shape and these number types: as `asked`, or as measured on this machine before, or now."""
     if asked:
         return Tuner(team, asked)
     if team.n_threads == 1:
         return Tuner(team, 1, "there is one core to use")
-    if config.n_parameters() < ALONE:
-        return Tuner(
-            team, team.n_threads, "one for each core, and one where a single token of so small a model is asked for"
-        )
     about = {
         "what": "threads of the compiled decoder",
         **this_machine("numba"),
