@@ -7,6 +7,7 @@ peak memory.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -23,7 +24,15 @@ SHAPES = {
 }  # width, heads, layers, batch; 256 tokens, GPT-2's vocabulary
 LENGTH = 256
 
-TRAINERS = ("nanoGPT", "transformers", "glassgpt float32", "glassgpt bfloat16")
+TRAINERS = (
+    "nanoGPT",
+    "nanoGPT compiled",
+    "transformers",
+    "glassgpt float32",
+    "glassgpt bfloat16",
+    "glassgpt bfloat16 muon",
+)
+"""Of AdamW, but for the last one, which has `glassgpt train`'s own optimizers."""
 
 
 def main() -> int:
@@ -39,15 +48,11 @@ def main() -> int:
         return one(arguments)
     trainers = list(TRAINERS)
     if arguments.nanogpt is None:
-        trainers.remove("nanoGPT")
+        trainers = [name for name in trainers if not name.startswith("nanoGPT")]
         print("nanoGPT is left out: give its checkout with --nanogpt")
-    import torch
-
-    if not torch.cpu.get_capabilities().get("amx_bf16"):
-        trainers.remove("glassgpt bfloat16")
     for shape in [arguments.shape] if arguments.shape else SHAPES:
         width, _, layers, batch = SHAPES[shape]
-        title = f"train, {layers} layers x {width}, {batch} x {LENGTH} tokens, forward + backward + clip + AdamW"
+        title = f"train, {layers} layers x {width}, {batch} x {LENGTH} tokens, forward + backward + clip + optimizer"
         compare(title, trainers, ["--shape", shape], arguments, base=trainers[0])
     return 0
 
@@ -91,9 +96,12 @@ def compare(
 def one(given: argparse.Namespace) -> int:
     import torch
 
+    from glassgpt.training.heap import heap_kept
+
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    rate = train_rate(given.contender, given.shape, given.nanogpt)
+    with heap_kept() if given.contender.startswith("glassgpt") else contextlib.nullcontext():  # as `train` does
+        rate = train_rate(given.contender, given.shape, given.nanogpt)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(json.dumps({"rate": rate, "memory": memory / 1e9}))
     return 0
@@ -126,12 +134,13 @@ def trainer(contender: str, width: int, heads: int, layers: int, nanogpt: Path |
 
         sizes = dict(emb_dim=width, n_heads=heads, n_layers=layers, context_length=LENGTH)
         config = GPTConfig(**sizes, drop_rate=0.0, qkv_bias=True, tie_embeddings=True)
-        settings = Settings(optimizer="adamw").resolved(1000)
+        name = contender.split()[1]
+        settings = Settings(optimizer="muon" if "muon" in contender else "adamw", dtype=name).resolved(1000)
         ours = build(config, settings, torch.device("cpu"))
-        dtype = DTYPES[contender.split()[1]]
+        dtype = DTYPES[name]
         return lambda x, y: take_step(ours.objective, ours.optimizers, (x, y), 0, settings, dtype)
 
-    if contender == "nanoGPT":
+    if contender.startswith("nanoGPT"):
         assert nanogpt is not None
         sys.path.insert(0, str(nanogpt))
         from model import GPT, GPTConfig
@@ -139,9 +148,10 @@ def trainer(contender: str, width: int, heads: int, layers: int, nanogpt: Path |
         sizes = dict(n_embd=width, n_head=heads, n_layer=layers, block_size=LENGTH, vocab_size=50257)
         model = GPT(GPTConfig(**sizes, dropout=0.0, bias=True))
         optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), "cpu")
+        run = torch.compile(model) if "compiled" in contender else model
 
         def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return model(x, y)[1]
+            return run(x, y)[1]
     else:
         from transformers import GPT2Config, GPT2LMHeadModel
 
