@@ -81,7 +81,8 @@ def test_without_a_place_nothing_is_remembered_and_nothing_fails(
 
 
 ENTRIES = st.lists(
-    st.fixed_dictionaries(
+    st.sampled_from([None, 3, "x", []])
+    | st.fixed_dictionaries(
         {},
         optional={
             "about": st.sampled_from([ABOUT, {}, [], None, 3]),
@@ -108,6 +109,15 @@ def test_a_file_may_hold_anything(content: bytes) -> None:
         found = recall(ABOUT)
         assert found is not None and found["threads"] == 2
     path.unlink()
+
+
+@pytest.mark.parametrize("when", ["\x1b[2J", "yesterday", 7, None])
+def test_a_day_that_is_none_is_not_shown(when: object) -> None:
+    remember(ABOUT, {})
+    content = json.loads(cache_file().read_text(encoding="utf-8"))
+    content["measurements"][0]["found"]["when"] = when
+    cache_file().write_text(json.dumps(content), encoding="utf-8")
+    assert recall(ABOUT) is None
 
 
 def test_what_is_not_ours_stays_as_it_is() -> None:

@@ -270,9 +270,8 @@ def _choose_decoder(arguments: argparse.Namespace, asked: bool) -> tuple[str, st
         return "compiled" if asked else "cached", "as asked"
     if arguments.device not in ("auto", "cpu") or (arguments.device == "auto" and _may_have_gpu()):
         return "cached", "there may be a GPU"
-    if (
-        getattr(arguments, "prompts", None) is not None
-    ):  # what was measured is one row, and a batch must find its records
+    # what was measured is one row, and a batch must find its records
+    if getattr(arguments, "prompts", None) is not None:
         return "compiled", "there is no GPU"
     from glassgpt.generation.auto import choose_decoder
     from glassgpt.weights.download.resolve import resolve_model

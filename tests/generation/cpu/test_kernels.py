@@ -329,6 +329,14 @@ def test_a_team_does_each_item_once_and_in_order(threads: int) -> None:
         assert totals.tolist() == [numbers.sum(), 2 * numbers.sum()]
 
 
+@pytest.mark.parametrize(("asked", "woken"), [(None, 4), (4, 4), (3, 3), (1, 1)])
+def test_a_team_wakes_as_many_as_are_asked_for(asked: int | None, woken: int) -> None:
+    team, meeting = Team(4), threading.Barrier(woken, timeout=10)
+    for _ in range(3):
+        team.run(meeting.wait, threads=asked)  # goes on when they are all there
+    assert meeting.n_waiting == 0
+
+
 def test_a_team_ends_with_its_owner() -> None:
     team = Team(4)
     team.run(_sums, new_phases(4), np.ones((3, 2), np.int64), np.zeros(3, np.int64), np.zeros(2, np.int64))
