@@ -345,6 +345,30 @@ def test_a_damaged_text_stops_or_is_skipped(tmp_path: Path, processes: int) -> N
     assert "a.jsonl:201: no JSON" in result.skipped["first"]
 
 
+def test_what_was_skipped_is_counted_once_across_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A packed file is one task of many parts: those that are there are passed over, with what they skipped."""
+    source = random.Random(2)
+    lines = [json.dumps({"text": sentence(source)}) if n % 10 else "{no" for n in range(300)]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
+    options = {"tokenizer": "byte", "processes": 1, "on_error": "skip", **SMALL}
+    whole = prepare([tmp_path / "a.jsonl.gz"], tmp_path / "whole", **options)
+    assert whole.skipped["count"] == 30
+    write_part, left = parts_module.write_part, 3
+
+    def dying(*arguments: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        write_part(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("glassgpt.data.prepare.worker.write_part", dying)
+        prepare([tmp_path / "a.jsonl.gz"], tmp_path / "killed", **options)
+    assert prepare([tmp_path / "a.jsonl.gz"], tmp_path / "killed", **options).skipped == whole.skipped
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
 def test_a_process_that_dies_is_told_of(
     made: tuple[Path, Path, PrepareResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

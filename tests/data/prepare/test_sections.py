@@ -144,3 +144,11 @@ def test_small_files_share_a_task_and_large_ones_are_cut(tmp_path: Path) -> None
     tasks = tasks_of(files, 1000)
     assert [len(task) for task in tasks] == [10, 10, 10, 1, 1, 1]
     assert [(span.start, span.stop) for task in tasks[3:] for span in task] == [(0, 1000), (1000, 2000), (2000, 2500)]
+
+
+@pytest.mark.parametrize("size", [20, 40, 60, 1])
+def test_a_line_that_begins_where_a_span_does_is_its_own(tmp_path: Path, size: int) -> None:
+    lines = [f'{{"text": "line {n:02}"}}' for n in range(12)]
+    assert {len(line) + 1 for line in lines} == {20}
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="")
+    assert texts(read([tmp_path / "a.jsonl"], size)) == [f"line {n:02}" for n in range(12)]
