@@ -97,7 +97,9 @@ def main() -> int:
 
 def write_text(path: Path) -> None:
     words = random.Random(0)
-    text = "\n".join(" ".join(words.choice("cat dog sat on the mat".split()) for _ in range(12)) for _ in range(120))
+    text = "\n".join(
+        " ".join(words.choice(["cat", "dog", "sat", "on", "the", "mat"]) for _ in range(12)) for _ in range(120)
+    )
     path.write_text(text, encoding="utf-8")
 
 

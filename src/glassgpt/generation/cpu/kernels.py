@@ -265,7 +265,7 @@ def _to_bytes(x, row, offset):
         largest = np.float32(0)
         for i in range(GROUP):
             largest = max(largest, abs(part[i]))
-        factor = np.float32(127) / largest if largest > 0 else np.float32(0)
+        factor = np.float32(127) / largest if largest > np.float32(1e-36) else np.float32(0)  # else infinite
         total = np.int32(0)
         if _VNNI:
             into = bytes_[group * GROUP : (group + 1) * GROUP]
