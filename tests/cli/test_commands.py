@@ -82,6 +82,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("zip.pth", b"PK\x03\x04" + bytes(100))
     write("pickle.pth", b"\x80\x02garbage")
     write("header.safetensors", (100).to_bytes(8, "little") + b"{" + bytes(99))
+    write("wrong.toml", b"[training]\nstepps = 5\n")
     for name in ("nothing", "foreign"):
         (root / name).mkdir()
     write("foreign/thesis.doc", b"years of work")
@@ -186,6 +187,10 @@ NONSENSE = [
     ("train text.txt --from missing --out new", "no model 'missing'"),
     ("train text.txt --from cut --out new", "cut"),
     ("train text.txt --from nothing --out new", "nothing holds no model"),
+    ("train --config missing.toml --out new", "missing.toml: no such file"),
+    ("train --config nothing --out new", "nothing: is a directory"),
+    ("train --config text.txt --out new", "text.txt: not valid TOML"),
+    ("train --config wrong.toml --out new", "wrong.toml, line 2, [training]: unknown setting 'stepps': did you mean"),
     ("train --resume --out run --from model", "the weights to begin with are chosen when a run begins"),
     ("train --resume --out run --n-layers 5", "n_layers was"),
     (f"{TRAIN} --tokenizer char --sample-prompt §", "'\\xa7'"),

@@ -13,8 +13,7 @@ from glassgpt.config import GPTConfig
 from glassgpt.data.corpus import Document
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.progress import Progress
-
-TOKENIZERS = ("bpe", "gpt2", "char", "byte")
+from glassgpt.training.settings import TOKENIZERS
 
 MAX_BPE_BYTES = 2**26
 """Text that a BPE is trained on: more changes next to nothing in its merges, and takes minutes and much memory."""

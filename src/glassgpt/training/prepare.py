@@ -16,13 +16,14 @@ from glassgpt.data.tokens import write_tokens
 from glassgpt.device import pick_dtype
 from glassgpt.files import write_text
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.training.choose import TOKENIZERS, choose_tokenizer
+from glassgpt.training.choose import choose_tokenizer
 from glassgpt.training.plan import fitting, planned
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared
 from glassgpt.training.request import Request, Start
-from glassgpt.training.run_directory import RUN_FILE
+from glassgpt.training.run_directory import RUN_FILE, TRAIN_FILE
 from glassgpt.training.settings import Settings
+from glassgpt.training.train_file import train_toml
 
 
 def prepare(
@@ -78,6 +79,7 @@ def prepare(
     )
     tokenizer.save(run)
     write_run_file(run, prepared, request)
+    write_text(run / TRAIN_FILE, train_toml(request, prepared, out, str(device), torch.get_num_threads()))
     return prepared
 
 
@@ -113,7 +115,7 @@ def write_run_file(run: Path, prepared: Prepared, request: Request) -> None:
         "choices": prepared.choices,
         "source": prepared.source,
         "early_evaluations": prepared.early,
-        "tokenizer": request.tokenizer if request.tokenizer in TOKENIZERS else None,
+        "tokenizer": request.tokenizer_name,
         "texts": [str(text) for text in request.texts],
         "text_fields": request.fields(),
         "data": {"train": prepared.train.fingerprint, "validation": prepared.validation.fingerprint},

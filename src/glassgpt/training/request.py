@@ -12,14 +12,12 @@ from typing import Any
 import torch
 
 from glassgpt.checkpoint import load_model
-from glassgpt.config import GPTConfig, preset
+from glassgpt.config import WEIGHTS_LEAVE_OPEN, GPTConfig, preset
 from glassgpt.device import check_dtype
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.training.choose import TOKENIZERS, changed, check_tokenizer, shapes_for
-from glassgpt.training.settings import Settings
-
-_FREE = ("context_length", "drop_rate", "attention")  # what weights leave open
+from glassgpt.training.choose import changed, check_tokenizer, shapes_for
+from glassgpt.training.settings import TOKENIZERS, Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +45,13 @@ class Request:
     began: float = dataclasses.field(default_factory=time.monotonic)
     """When it was asked: the minutes count from here."""
 
+    @property
+    def tokenizer_name(self) -> str | None:
+        """Of one of `TOKENIZERS`; None for another, and for that of weights."""
+        if self.tokenizer is None and self.model is None:
+            return "bpe"
+        return self.tokenizer if isinstance(self.tokenizer, str) and self.tokenizer in TOKENIZERS else None
+
     def fields(self) -> list[str]:
         """The fields of records that were chosen."""
         return [self.text_fields] if isinstance(self.text_fields, str) else list(self.text_fields)
@@ -71,10 +76,9 @@ class Request:
         if self.shape is not None:
             raise ValueError("shape and model exclude each other: weights have their shape")
         for key, value in self.config.items():
-            if key not in _FREE:
-                raise ValueError(
-                    f"{key} {value!r}: the weights that the run begins with decide it; free are {', '.join(_FREE)}"
-                )
+            if key not in WEIGHTS_LEAVE_OPEN:
+                free = ", ".join(WEIGHTS_LEAVE_OPEN)
+                raise ValueError(f"{key} {value!r}: the weights that the run begins with decide it; free are {free}")
         if self.tokenizer in TOKENIZERS:
             raise ValueError(
                 f"tokenizer {self.tokenizer!r}: a model keeps the tokenizer that it was trained with; leave it out"
@@ -106,5 +110,7 @@ class Request:
             return [("", config.replace(**self.config))]
         if isinstance(self.shape, GPTConfig):
             return [("", changed(self.shape, self.config))]
+        if self.shape is None and GPTConfig.rules().keys() - self.config.keys() <= {"sliding_window"}:
+            return [("", GPTConfig.from_dict(self.config))]  # nothing is left to pick
         names = shapes_for(n_bytes) if self.shape is None else [self.shape]
         return [(name, changed(preset(name), self.config)) for name in names]

@@ -99,7 +99,7 @@ def _differences(
         if asked[name] != recorded[name] and name not in _CHANGEABLE and (name, asked[name]) != ("dtype", "auto")
     ]
     texts, fields = [str(text) for text in request.texts], request.fields()
-    if texts and texts != record["texts"]:
+    if texts and not _same_paths(texts, record["texts"]):
         differences.append(f"the text was {_listed(record['texts'])}, now {_listed(texts)}")
     before = record.get("text_fields", [])  # runs before there were records have none
     if fields and fields != before:
@@ -114,7 +114,7 @@ def _differences(
         for name, value in config.to_dict().items()
         if name in shape and shape[name] != value
     ]
-    if request.model is not None:
+    if request.model is not None and not _same_paths([str(request.model)], [str(record.get("source"))]):
         differences.append("the weights to begin with are chosen when a run begins")
     elif not _is_same(request.tokenizer, tokenizer, record.get("tokenizer")):
         now = f"{request.tokenizer.n_vocab:,} tokens" if isinstance(request.tokenizer, Tokenizer) else request.tokenizer
@@ -135,6 +135,11 @@ def _is_same(asked: Tokenizer | str | Path | None, tokenizer: Tokenizer, name: s
     elif not isinstance(asked, Tokenizer):
         asked = Tokenizer.load(asked)
     return tokenizer.has_fingerprint(asked.fingerprint)
+
+
+def _same_paths(some: list[str], others: list[str]) -> bool:
+    """Whether these are the same places, as they were written or from here."""
+    return some == others or [Path(path).resolve() for path in some] == [Path(path).resolve() for path in others]
 
 
 def _listed(texts: list[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Self, TypedDict
 from glassgpt.config import ROLES
 from glassgpt.options import Options, nearest, option
 
+TOKENIZERS = ("bpe", "gpt2", "char", "byte")
 OPTIMIZERS = ("muon", "adamw")
 DTYPE_NAMES = ("auto", "float32", "bfloat16")
 KEEP = ("best", "last")
