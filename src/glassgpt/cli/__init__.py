@@ -14,7 +14,7 @@ from typing import Any
 from glassgpt.cli import bench, generate, inspect, quantize, train, weights
 from glassgpt.cli.console import prepare_streams, say, warnings_shown
 from glassgpt.cli.options import DONE, FAILED, MISUSED, Parser
-from glassgpt.terminal_text import one_line
+from glassgpt.terminal_text import one_line, visible
 from glassgpt.weights.download.errors import DownloadError
 
 _MISUSE = (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
@@ -49,7 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.traceback:
             traceback.print_exc()
         message, code = describe(error)
-        return say(message, code)
+        say(message, code)
+        for note in getattr(error, "__notes__", ()):  # a table that belongs to the message
+            print(visible(note), file=sys.stderr)
+        return code
 
 
 def describe(error: Exception) -> tuple[str, int]:

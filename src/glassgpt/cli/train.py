@@ -16,7 +16,7 @@ from glassgpt.training.settings import Settings
 from glassgpt.training.train_file import merged, read_train_file
 
 _OUT = "runs/model"
-_KEYWORDS = ("shape", "model", "tokenizer", "minutes", "resume", "overwrite", "device", "threads")
+_KEYWORDS = ("shape", "model", "tokenizer", "minutes", "like", "resume", "change", "overwrite", "device", "threads")
 """What `train` takes under the name that the option has here."""
 
 
@@ -44,7 +44,16 @@ def add_commands(commands: Any) -> None:
     )
     add_text_field(train)
     train.add_argument("--out", metavar="DIR", help=f"directory of the run (default: {_OUT})")
+    train.add_argument(
+        "--like",
+        metavar="RUN",
+        help="repeat this run, with its settings, tokens, tokenizer, seed and threads, but for what is said here "
+        "(default: none)",
+    )
     train.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
+    train.add_argument(
+        "--change", action="store_true", help="with --resume: go on with the settings given here, where they differ"
+    )
     train.add_argument("--overwrite", action="store_true", help="put a new run in the place of the one in --out")
     train.add_argument(
         "--from",

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
+from glassgpt.checkpoint import fingerprint
 from glassgpt.data.baselines import corpus_baselines
 from glassgpt.data.corpus import Document, default_corpus, read_corpus, split_documents
 from glassgpt.data.loader import BatchLoader
-from glassgpt.data.tokens import write_tokens
+from glassgpt.data.tokens import TokenFile, write_tokens
 from glassgpt.device import pick_dtype
 from glassgpt.files import write_text
 from glassgpt.tokenizer import Tokenizer
@@ -20,10 +21,11 @@ from glassgpt.training.choose import choose_tokenizer
 from glassgpt.training.plan import fitting, planned
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared
+from glassgpt.training.repeat import data_of
 from glassgpt.training.request import Request, Start
 from glassgpt.training.run_directory import RUN_FILE, TRAIN_FILE
 from glassgpt.training.settings import Settings
-from glassgpt.training.train_file import train_toml
+from glassgpt.training.train_file import begun_with, train_toml
 
 
 def prepare(
@@ -36,6 +38,59 @@ def prepare(
     """
     settings = request.checked(device).with_rates(start.model.n_parameters() if start else None)
     choices: list[str] = []
+    parts = (_repeated if request.like else _encoded)(request, start, settings, out, run, choices, progress)
+    tokenizer, train, validation = parts
+    shapes = fitting(request, request.shapes(train.n_bytes + validation.n_bytes, start), tokenizer, train.n_tokens)
+    config = shapes[0][1]
+    BatchLoader(  # raises for a text shorter than one block
+        train.tokens, batch_size=settings.batch_size, context_length=config.context_length, seed=settings.seed
+    )
+    baselines = corpus_baselines(train.tokens, validation.tokens, tokenizer.n_vocab)
+    dtype, reason = pick_dtype(settings.dtype, device, config.emb_dim)
+    settings = dataclasses.replace(settings, dtype=dtype)  # so a resume elsewhere computes the same
+    choices.append(f"numbers: {dtype} ({reason})")
+    prepared = Prepared(
+        config, settings, tokenizer, train, validation, baselines, choices, source=start.name if start else None
+    )
+    prepared = planned(prepared, shapes, request, device)
+    config = prepared.config
+    choices.append(
+        f"model: {f'begins with the weights of {start.name}' if start else 'from scratch'}, "
+        f"{config.n_parameters():,} parameters, {config.n_layers} layers x {config.emb_dim} wide, "
+        f"{config.n_heads} heads, context {config.context_length} tokens"
+    )
+    tokenizer.save(run)
+    write_run_file(run, prepared, request, start, device)
+    write_text(run / TRAIN_FILE, train_toml(request, prepared, out, str(device), torch.get_num_threads()))
+    return prepared
+
+
+_Parts = tuple[Tokenizer, TokenFile, TokenFile]
+
+
+def _repeated(
+    request: Request, start: Start | None, settings: Settings, out: Path, run: Path, choices: list[str], _: Progress
+) -> _Parts:
+    """Tokenizer and tokens of the run that is repeated."""
+    like, tokenizer = request.like, request.tokenizer
+    assert like is not None and isinstance(tokenizer, Tokenizer)
+    check_sample(tokenizer, settings)
+    parts = data_of(request, start, run)
+    changed = f"; what was changed later is not repeated: {', '.join(like.changed)}" if like.changed else ""
+    choices.append(f"repeats {like.run}: its tokenizer and tokens, and what is not said, as it began{changed}")
+    return tokenizer, *parts
+
+
+def _encoded(
+    request: Request,
+    start: Start | None,
+    settings: Settings,
+    out: Path,
+    run: Path,
+    choices: list[str],
+    progress: Progress,
+) -> _Parts:
+    """Tokenizer and tokens of the text."""
     for text in request.texts:
         if Path(text).resolve().is_relative_to(out.resolve()):
             raise ValueError(f"the text {text} lies in {out}: choose a directory of its own for the run")
@@ -58,29 +113,7 @@ def prepare(
         write_tokens(part, tokenizer, run / "data" / f"{name}.npy", progress=partial(progress.work, "encoding"))
         for name, part in (("train", train_part), ("validation", validation_part))
     )
-    shapes = fitting(request, request.shapes(n_bytes, start), tokenizer, train.n_tokens)
-    config = shapes[0][1]
-    BatchLoader(  # raises for a text shorter than one block
-        train.tokens, batch_size=settings.batch_size, context_length=config.context_length, seed=settings.seed
-    )
-    baselines = corpus_baselines(train.tokens, validation.tokens, tokenizer.n_vocab)
-    dtype, reason = pick_dtype(settings.dtype, device, config.emb_dim)
-    settings = dataclasses.replace(settings, dtype=dtype)  # so a resume elsewhere computes the same
-    choices.append(f"numbers: {dtype} ({reason})")
-    prepared = Prepared(
-        config, settings, tokenizer, train, validation, baselines, choices, source=start.name if start else None
-    )
-    prepared = planned(prepared, shapes, request, device)
-    config = prepared.config
-    choices.append(
-        f"model: {f'begins with the weights of {start.name}' if start else 'from scratch'}, "
-        f"{config.n_parameters():,} parameters, {config.n_layers} layers x {config.emb_dim} wide, "
-        f"{config.n_heads} heads, context {config.context_length} tokens"
-    )
-    tokenizer.save(run)
-    write_run_file(run, prepared, request)
-    write_text(run / TRAIN_FILE, train_toml(request, prepared, out, str(device), torch.get_num_threads()))
-    return prepared
+    return tokenizer, train, validation
 
 
 def check_sample(tokenizer: Tokenizer, settings: Settings) -> None:
@@ -106,14 +139,17 @@ def _read(request: Request, out: Path, progress: Progress) -> list[Document]:
     )
 
 
-def write_run_file(run: Path, prepared: Prepared, request: Request) -> None:
-    """Write `run.json`: all that a resume needs besides the data and a checkpoint."""
+def write_run_file(run: Path, prepared: Prepared, request: Request, start: Start | None, device: torch.device) -> None:
+    """Write `run.json`: all that a resume or a repetition needs besides the data and a checkpoint."""
+    source = prepared.source
     record = {
         "config": prepared.config.to_dict(),
         "settings": prepared.settings.to_dict(),
         "baselines": dataclasses.asdict(prepared.baselines),
         "choices": prepared.choices,
-        "source": prepared.source,
+        "begun": begun_with(request, prepared.settings),
+        "source": str(Path(source).resolve()) if source and Path(source).exists() else source,
+        "source_fingerprint": fingerprint(start.model) if start else None,
         "early_evaluations": prepared.early,
         "tokenizer": request.tokenizer_name,
         "texts": [str(text) for text in request.texts],
@@ -121,5 +157,6 @@ def write_run_file(run: Path, prepared: Prepared, request: Request) -> None:
         "data": {"train": prepared.train.fingerprint, "validation": prepared.validation.fingerprint},
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "device": str(device),
     }
     write_text(run / RUN_FILE, json.dumps(record, indent=2) + "\n")

@@ -19,6 +19,9 @@ from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.choose import changed, check_tokenizer, shapes_for
 from glassgpt.training.settings import TOKENIZERS, Settings
 
+IN_MEMORY = "a model in memory"
+"""The name of weights that come from nowhere else."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Start:
@@ -28,6 +31,19 @@ class Start:
     """Where they come from, in words."""
     model: GPTModel
     tokenizer: Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Like:
+    """The run that is repeated."""
+
+    run: Path
+    tokenizer: str | None
+    """The name of its tokenizer, as in `run.json`."""
+    source_fingerprint: str | None
+    threads: int | None
+    changed: list[str]
+    """What was changed in it after it began, in words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +60,14 @@ class Request:
     text_fields: str | Sequence[str] = ()
     began: float = dataclasses.field(default_factory=time.monotonic)
     """When it was asked: the minutes count from here."""
+    like: Like | None = None
+    """The run that is repeated; what it had is in the other fields then."""
 
     @property
     def tokenizer_name(self) -> str | None:
         """Of one of `TOKENIZERS`; None for another, and for that of weights."""
+        if self.like is not None:
+            return self.like.tokenizer
         if self.tokenizer is None and self.model is None:
             return "bpe"
         return self.tokenizer if isinstance(self.tokenizer, str) and self.tokenizer in TOKENIZERS else None
@@ -92,7 +112,7 @@ class Request:
             return None
         if isinstance(self.model, GPTModel):
             assert isinstance(self.tokenizer, Tokenizer)
-            return Start("a model in memory", self.model, self.tokenizer)
+            return Start(IN_MEMORY, self.model, self.tokenizer)
         return Start(str(self.model), *load_model(self.model, tokenizer=self.tokenizer))
 
     def shapes(self, n_bytes: int, start: Start | None = None) -> list[tuple[str, GPTConfig]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 from glassgpt.device import DTYPES
-from glassgpt.files import replacing
+from glassgpt.files import link_or_copy, replacing
 from glassgpt.generation.text import generate
 from glassgpt.training.build import Trainee
 from glassgpt.training.log import RunLog
@@ -98,12 +97,10 @@ def publish(checkpoint: Path, run: Path) -> None:
     copies: people edit those, and an edited link would damage the checkpoint.
     """
     for source in sorted((path for path in checkpoint.iterdir() if path.is_file()), key=_weights_last):
-        with replacing(run / source.name) as temporary:
-            try:
-                if source.suffix != ".safetensors":
-                    raise OSError
-                os.link(source, temporary)
-            except OSError:
+        if source.suffix == ".safetensors":
+            link_or_copy(source, run / source.name)
+        else:
+            with replacing(run / source.name) as temporary:
                 shutil.copyfile(source, temporary)
 
 
