@@ -27,7 +27,8 @@ from glassgpt.cli import main
 from glassgpt.cli import parser as _parser
 
 COMMANDS = (
-    "demo", "train", "generate", "chat", "evaluate", "explain", "bench", "download", "import", "export", "quantize",
+    "demo", "train", "compare", "generate", "chat", "evaluate", "explain", "bench", "download", "import", "export",
+    "quantize",
 )  # fmt: skip
 SOURCE = Path(glassgpt.__file__).parents[1]
 SHAPE: dict[str, Any] = dict(vocab_size=257, context_length=16, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.0)
@@ -216,6 +217,13 @@ NONSENSE = [
     ("train --resume --out run --steps 1", "steps 1 is below the 2"),
     ("train short.txt --resume --out run", "the text was"),
     ("train --resume --overwrite --out run", "resume excludes overwrite and like"),
+    # compare
+    ("compare", "the following arguments are required: RUN"),
+    ("compare missing nothing", "no run to compare: missing: holds no run: run.json is missing; nothing: holds"),
+    ("compare garbled", "no run to compare: garbled: garbled/run.json is damaged"),
+    ("compare run run", "run is named twice"),
+    ("compare run --out foreign", "foreign must end in .png or .svg"),
+    ("compare run --out text.txt/curves.png", "text.txt"),
     # the model of generate, chat, evaluate, explain, export: tried by one of them each
     ("generate missing x", "no model 'missing'"),
     ("generate · x", "no model ''"),

@@ -19,6 +19,7 @@ from glassgpt.cli.options import (
     command,
     load,
     load_for_text,
+    picture_kind,
     wants_compiled,
     whole,
 )
@@ -70,9 +71,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     from glassgpt.explain import attention_maps, plot_attention, trace
     from glassgpt.files import creating
 
-    kind = arguments.out.suffix.lower() if arguments.out else ".png"
-    if kind not in (".png", ".svg"):
-        raise ValueError(f"{arguments.out} must end in .png or .svg")
+    kind = picture_kind(arguments.out)
     model, tokenizer = load(arguments)
     tokens = trace(model, tokenizer, arguments.prompt, arguments.top)
     if arguments.json:
@@ -88,6 +87,6 @@ def _explain(arguments: argparse.Namespace) -> int:
         with creating(arguments.out) as temporary, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is a box in the picture
             figure = plot_attention(maps, [token.text for token in tokens], arguments.layer, arguments.head)
-            figure.savefig(temporary, format=kind[1:])
+            figure.savefig(temporary, format=kind)
         print(f"attention maps: {arguments.out}", file=sys.stderr)
     return DONE

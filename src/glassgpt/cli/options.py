@@ -245,6 +245,17 @@ def _may_have_gpu() -> bool:
     return sys.platform == "darwin" or any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/kfd", "/dev/dxg"))
 
 
+def picture_kind(path: Path | None) -> str | None:
+    """The format of a picture by its name; `ValueError` for another one, `FileExistsError` for one that is there."""
+    if path is None:
+        return None
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise ValueError(f"{path} must end in .png or .svg")
+    if path.exists():
+        raise FileExistsError(f"{path} exists: choose a new name")
+    return path.suffix.lower()[1:]
+
+
 def whole(text: str) -> int:
     """An argument that is a whole number, at least 1."""
     if not (text.isascii() and text.isdecimal() and int(text) >= 1):

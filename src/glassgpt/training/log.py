@@ -62,9 +62,15 @@ class RunLog:
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The records of `log.jsonl`, up to the first line that a kill cut off or that is not ours."""
+    return read_log_and_rest(run)[0]
+
+
+def read_log_and_rest(run: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of `log.jsonl`, as `read_log` has them, and how many lines come after them."""
     path = run / LOG
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for line in lines:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
@@ -72,7 +78,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         if not isinstance(record, dict) or not _KEYS.get(str(record.get("kind")), {""}) <= record.keys():
             break
         records.append(record)
-    return records
+    return records, len(lines) - len(records)
 
 
 def _seconds(records: list[dict[str, Any]]) -> float | None:
