@@ -21,7 +21,7 @@ ALLOWED_WRITES = {
     ("cli/console.py", "Path(os.devnull).open"),
     ("data/tokens.py", "temporary.open"),
     ("generation/batch.py", "path.open"),
-    ("training/log.py", "(self._run / LOG).open"),
+    ("training/log.py", "(self._run / name).open"),
     ("training/state.py", "(temporary / _STATE / 'state.json').write_text"),
     ("weights/download/file.py", "self.note.write_text"),
     ("weights/download/file.py", "self.part.open"),

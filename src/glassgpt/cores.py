@@ -1,8 +1,9 @@
-"""How many threads to compute with: what this process may really use, not what the machine has. Loads no torch."""
+"""What this process may really use of the machine, threads above all, and what it has used. Loads no torch."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 _MAX_THREADS = 1024  # PyTorch crashes where the system refuses it some tens of thousands
@@ -34,3 +35,15 @@ def wanted_threads(threads: int | None = None) -> int:
             f"threads {threads} must be from 1 to {_MAX_THREADS}; best is one for each of the {available_cores()} cores"
         )
     return threads
+
+
+def peak_memory() -> int | None:
+    """The most memory that this process has had so far, in bytes; None where the system does not say."""
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says counts the parent's memory, too, which a child begins with
+        return int(status.read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) * 1024
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

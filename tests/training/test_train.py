@@ -66,7 +66,8 @@ def final_tensors(out: Path) -> dict[str, torch.Tensor]:
 def losses(out: Path) -> list[tuple]:
     """Every record but what a clock decides."""
     return [
-        tuple((k, v) for k, v in r.items() if k not in ("tokens_per_second", "time", "seconds")) for r in read_log(out)
+        tuple((k, v) for k, v in r.items() if k not in ("tokens_per_second", "time", "seconds", "memory_bytes"))
+        for r in read_log(out)
     ]
 
 
@@ -166,7 +167,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path, text: Path) -> None:
             "tokenizer.json",
             "tokenizer_config.json",
         ),
-        *("run.json", "train.toml", "log.jsonl", "loss.png", "data", "checkpoints"),
+        *("run.json", "train.toml", "log.jsonl", "loss.png", "report.html", "data", "checkpoints"),
     }
     assert [p.name for p in checkpoints(out)] == ["step-00000020", "step-00000015"]
     records = read_log(out)

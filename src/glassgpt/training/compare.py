@@ -95,7 +95,7 @@ def results_row(each: Look) -> list[str]:
         _number(figures["best_bits_per_byte"], ".4f"),
         _number(figures["val_loss"], ".4f"),
         _number(figures["tokens_per_second"], ",.0f"),
-        _clock(figures["seconds"]),
+        clock(figures["seconds"]),
     ]
 
 
@@ -114,7 +114,8 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _clock(seconds: float | None) -> str:
+def clock(seconds: float | None) -> str:
+    """Hours, minutes and seconds."""
     if seconds is None:
         return "-"
     minutes, seconds = divmod(round(seconds), 60)

@@ -23,14 +23,16 @@ from glassgpt.json_file import read_json
 RUN_FILE = "run.json"
 TRAIN_FILE = "train.toml"
 LOG = "log.jsonl"
+SAMPLES = "samples.jsonl"
 PLOT = "loss.png"
+REPORT = "report.html"
 NEXT = ".glassgpt-next"
 _WHOLE, _MOVE, _LOCK = ".glassgpt-whole", ".glassgpt-move", ".glassgpt-lock"
 
 _KEYS = {"config", "settings", "baselines", "texts", "data"}
 _model = "|".join(map(re.escape, MODEL_FILES))
 _OURS = re.compile(
-    rf"{'|'.join(map(re.escape, (RUN_FILE, TRAIN_FILE, LOG, PLOT)))}|{_model}"
+    rf"{'|'.join(map(re.escape, (RUN_FILE, TRAIN_FILE, LOG, SAMPLES, PLOT, REPORT)))}|{_model}"
     r"|data(/(train|validation)\.npy(\.json)?)?"
     rf"|checkpoints(/step-\d{{8}}(/({_model}|training_state(/(optimizer\.safetensors|state\.json))?))?)?"
 )

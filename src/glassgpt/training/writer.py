@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from glassgpt.device import DTYPES
+from glassgpt.device import DTYPES, peak_memory_on
 from glassgpt.files import link_or_copy, replacing
 from glassgpt.generation.text import generate
 from glassgpt.training.build import Trainee
@@ -13,6 +13,7 @@ from glassgpt.training.log import RunLog
 from glassgpt.training.plot import plot_losses
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared, RunState
+from glassgpt.training.report import write_report
 from glassgpt.training.state import save_checkpoint
 from glassgpt.training.step import evaluate_loss
 
@@ -63,14 +64,18 @@ class RunWriter:
         if not self._writes:
             return state
         # first the log, whose last lines a resume drops if the checkpoint was never written
-        record = self._log.evaluation(state.step, val_loss, prepared.bits_per_byte(val_loss), epoch)
+        memory = peak_memory_on(trainee.model.device)
+        record = self._log.evaluation(state.step, val_loss, prepared.bits_per_byte(val_loss), epoch, memory)
         checkpoint = save_checkpoint(self._directory, trainee, prepared.tokenizer, state)
         if state.is_best or settings.keep == "last":
             publish(checkpoint, self._directory)
         self._progress.evaluation(record, state.is_best)
         plot_losses(self._directory, prepared.baselines)
         if settings.sample_tokens and (settings.sample_prompt or prepared.tokenizer.eot_id is not None):
-            self._progress.sample(sample(trainee, prepared))
+            text = sample(trainee, prepared)
+            self._log.sample(state.step, text)
+            self._progress.sample(text)
+        write_report(self._directory)
         return state
 
 
