@@ -22,6 +22,7 @@ ALLOWED_WRITES = {
     ("data/tokens.py", "temporary.open"),
     ("generation/batch.py", "path.open"),
     ("training/log.py", "(self._run / name).open"),
+    ("training/tensorboard.py", "self._path.open"),
     ("training/state.py", "(temporary / _STATE / 'state.json').write_text"),
     ("weights/download/file.py", "self.note.write_text"),
     ("weights/download/file.py", "self.part.open"),
@@ -96,7 +97,7 @@ def test_no_message_names_an_option_that_does_not_exist() -> None:
         for line in page.read_text(encoding="utf-8").splitlines()
         if "glassgpt" in line or page.name != "README.md"
     ]
-    others = {"--reference", "--nanogpt", "--outliers"}  # of scripts and other programs that the pages name
+    others = {"--reference", "--nanogpt", "--outliers", "--logdir"}  # of scripts and other programs that the pages name
     wrong = {
         f"{name}: {word}"
         for name, text in texts

@@ -167,7 +167,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path, text: Path) -> None:
             "tokenizer.json",
             "tokenizer_config.json",
         ),
-        *("run.json", "train.toml", "log.jsonl", "loss.png", "report.html", "data", "checkpoints"),
+        *("run.json", "train.toml", "log.jsonl", "log.csv", "loss.png", "report.html", "data", "checkpoints"),
     }
     assert [p.name for p in checkpoints(out)] == ["step-00000020", "step-00000015"]
     records = read_log(out)

@@ -2,7 +2,7 @@
 
 Each has the `time` it was written at, ISO 8601 in UTC, and the `seconds` the run had been at work by then, without the
 pauses between a stop and its resume. Logs of version 0.1 have neither, and a run that began so never has `seconds`.
-Beside it, `samples.jsonl` has what the model wrote at each evaluation.
+`log.csv` has the same for spreadsheets, and `samples.jsonl` has what the model wrote at each evaluation.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.files import write_text
-from glassgpt.training.run_directory import LOG, SAMPLES
+from glassgpt.training.run_directory import CSV, LOG, SAMPLES
 
+_COLUMNS = (
+    *("kind", "step", "loss", "gradient_norm", "rate", "tokens_per_second"),
+    *("val_loss", "bits_per_byte", "epoch", "memory_bytes", "time", "seconds"),
+)
 _KEYS = {"step": {"step", "loss"}, "evaluation": {"step", "val_loss"}}
 
 
@@ -39,6 +43,8 @@ class RunLog:
         ends = {"step": first_step, "evaluation": (first_step if evaluated is None else evaluated) + 1}
         kept = [r for r in read_log(self._run) if r["step"] < ends[r["kind"]]]
         write_text(self._run / LOG, "".join(map(_line, kept)))
+        if kept:
+            write_text(self._run / CSV, _csv_header() + "".join(map(_csv, kept)))
         if samples := read_samples(self._run):
             written = (sample for sample in samples if sample["step"] < ends["evaluation"])
             write_text(self._run / SAMPLES, "".join(map(_line, written)))
@@ -66,9 +72,14 @@ class RunLog:
         record["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         if self._before is not None:
             record["seconds"] = round(self._before + time.monotonic() - self._began, 3)
-        with (self._run / name).open("a", encoding="utf-8", newline="\n") as file:
-            file.write(_line(record))
+        self._write(name, _line(record))
+        if name == LOG:
+            self._write(CSV, _csv(record) if (self._run / CSV).exists() else _csv_header() + _csv(record))
         return record
+
+    def _write(self, name: str, text: str) -> None:
+        with (self._run / name).open("a", encoding="utf-8", newline="\n") as file:
+            file.write(text)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -109,6 +120,15 @@ def _seconds(records: list[dict[str, Any]]) -> float | None:
     """How long the run had been at work at its last record, if that says so."""
     seconds = records[-1].get("seconds") if records else 0.0
     return seconds if isinstance(seconds, int | float) else None
+
+
+def _csv_header() -> str:
+    return ",".join(_COLUMNS) + "\n"
+
+
+def _csv(record: dict[str, Any]) -> str:
+    """A line of `log.csv`: what the record does not have is empty. Nothing in a record needs quotes."""
+    return ",".join("" if record.get(name) is None else str(record[name]) for name in _COLUMNS) + "\n"
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 from functools import partial
 from pathlib import Path
@@ -155,6 +156,7 @@ def write_run_file(run: Path, prepared: Prepared, request: Request, start: Start
         "texts": [str(text) for text in request.texts],
         "text_fields": request.fields(),
         "data": {"train": prepared.train.fingerprint, "validation": prepared.validation.fingerprint},
+        "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "device": str(device),

@@ -15,6 +15,7 @@ from glassgpt.checkpoint import load_model
 from glassgpt.config import WEIGHTS_LEAVE_OPEN, GPTConfig, preset
 from glassgpt.device import check_dtype
 from glassgpt.model import GPTModel
+from glassgpt.packages import require
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.choose import changed, check_tokenizer, shapes_for
 from glassgpt.training.settings import TOKENIZERS, Settings
@@ -79,6 +80,8 @@ class Request:
     def checked(self, device: torch.device) -> Settings:
         """The settings, once everything that needs neither text nor weights has been checked (`ValueError`)."""
         settings = Settings.from_dict(self.settings)
+        if settings.wandb:
+            require("wandb")
         check_dtype(settings.dtype, device)
         check_tokenizer(self.tokenizer)
         GPTConfig.check_fields(self.config)

@@ -25,7 +25,12 @@ from glassgpt.training.state import checkpoints
 from glassgpt.training.step import schedule
 
 # Settings that a resumed run may change: none of them touches a step that has been taken, or what losses mean
-_CHANGEABLE = frozenset({"steps", "eval_every", "save_minutes", "patience", "sample_prompt", "sample_tokens"})
+_CHANGEABLE = frozenset(
+    {
+        *("steps", "eval_every", "save_minutes", "patience", "sample_prompt", "sample_tokens"),
+        *("tensorboard", "wandb"),
+    }
+)
 # Settings whose change makes another run of it from here on; the others are fixed by what a checkpoint has in it, or
 # make losses before and after incomparable
 _ON_DEMAND = frozenset(

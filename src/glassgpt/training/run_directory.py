@@ -26,13 +26,16 @@ LOG = "log.jsonl"
 SAMPLES = "samples.jsonl"
 PLOT = "loss.png"
 REPORT = "report.html"
+CSV = "log.csv"
+TENSORBOARD = "tensorboard"
 NEXT = ".glassgpt-next"
 _WHOLE, _MOVE, _LOCK = ".glassgpt-whole", ".glassgpt-move", ".glassgpt-lock"
 
 _KEYS = {"config", "settings", "baselines", "texts", "data"}
 _model = "|".join(map(re.escape, MODEL_FILES))
 _OURS = re.compile(
-    rf"{'|'.join(map(re.escape, (RUN_FILE, TRAIN_FILE, LOG, SAMPLES, PLOT, REPORT)))}|{_model}"
+    rf"{'|'.join(map(re.escape, (RUN_FILE, TRAIN_FILE, LOG, CSV, SAMPLES, PLOT, REPORT)))}|{_model}"
+    rf"|{TENSORBOARD}(/events\.out\.tfevents\.\d+\.glassgpt)?"
     r"|data(/(train|validation)\.npy(\.json)?)?"
     rf"|checkpoints(/step-\d{{8}}(/({_model}|training_state(/(optimizer\.safetensors|state\.json))?))?)?"
 )

@@ -37,6 +37,7 @@ from glassgpt.training.run_directory import NEXT, check_new, discard_next, locke
 from glassgpt.training.settings import Settings, SettingsKeywords
 from glassgpt.training.state import newest_checkpoint, restore
 from glassgpt.training.step import schedule, take_step
+from glassgpt.training.watchers import Watchers
 from glassgpt.training.writer import RunWriter, publish
 
 MAX_SKIPPED_STEPS = 10
@@ -89,7 +90,8 @@ def train(
     `FileNotFoundError` for what the user can fix, `OSError` where another process trains in `out`, and
     `TrainingFailedError` when the loss stays non-finite.
     """
-    progress, out, where = progress or Progress(), Path(out), pick_device(device)
+    out, where = Path(out), pick_device(device)
+    progress = Watchers(progress or Progress(), out)
     request = Request(texts, shape, dict(config or {}), model, tokenizer, minutes, settings, text_fields)
     if resume and (overwrite or like is not None):
         raise ValueError("resume excludes overwrite and like: continue the run, or begin a new one")
