@@ -27,8 +27,8 @@ from glassgpt.cli import main
 from glassgpt.cli import parser as _parser
 
 COMMANDS = (
-    "demo", "train", "compare", "generate", "chat", "evaluate", "explain", "bench", "download", "import", "export",
-    "quantize",
+    "demo", "train", "compare", "sweep", "generate", "chat", "evaluate", "explain", "bench", "download", "import",
+    "export", "quantize",
 )  # fmt: skip
 SOURCE = Path(glassgpt.__file__).parents[1]
 SHAPE: dict[str, Any] = dict(vocab_size=257, context_length=16, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.0)
@@ -224,6 +224,15 @@ NONSENSE = [
     ("compare run run", "run is named twice"),
     ("compare run --out foreign", "foreign must end in .png or .svg"),
     ("compare run --out text.txt/curves.png", "text.txt"),
+    # sweep
+    ("sweep", "one of the arguments --over --find is required"),
+    ("sweep --over lerning_rate=1 -- text.txt", "unknown setting 'lerning_rate'"),
+    ("sweep --over learning_rate=1 --out foreign -- text.txt --steps 1", "holds 'thesis.doc' and no sweep"),
+    ("sweep --over learning_rate=1 --out text.txt -- text.txt --steps 1", "text.txt is a file"),
+    ("sweep --over learning_rate=1 --out new -- --steps 5 --minutes 1", "exclude each other"),
+    ("sweep --over learning_rate=1 --out new -- missing.txt --steps 1", "missing.txt: no such file"),
+    ("sweep --find learning_rate --out new -- missing.txt", "missing.txt: no such file"),
+    ("sweep --find weight_decay -- text.txt", "invalid choice: 'weight_decay'"),
     # the model of generate, chat, evaluate, explain, export: tried by one of them each
     ("generate missing x", "no model 'missing'"),
     ("generate · x", "no model ''"),

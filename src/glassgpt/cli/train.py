@@ -34,7 +34,11 @@ def add_commands(commands: Any) -> None:
     demo.add_argument("--seconds", type=above_zero, default=60.0, help="time to train (default: %(default)g)")
     add_machine(demo, device=False)
 
-    train = command(commands, "train", _train, "train a GPT on your own text")
+    add_train_arguments(command(commands, "train", _train, "train a GPT on your own text"))
+
+
+def add_train_arguments(train: argparse.ArgumentParser) -> None:
+    """The arguments of `train`, which a sweep takes as well."""
     train.add_argument("text", nargs="*", metavar="TEXT", help="text files or folders (none: Python's own manual)")
     train.add_argument(
         "--config",
@@ -108,13 +112,17 @@ def asked_for(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value} | given(arguments, Settings)
 
 
+def from_file(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of `train` that were given, on the command line or in the file it names."""
+    asked = asked_for(arguments)
+    return asked if arguments.config is None else merged(read_train_file(arguments.config), asked)
+
+
 def _train(arguments: argparse.Namespace) -> int:
     from glassgpt.device import set_threads
     from glassgpt.training.train import train
 
-    asked = asked_for(arguments)
-    if arguments.config is not None:
-        asked = merged(read_train_file(arguments.config), asked)
+    asked = from_file(arguments)
     set_threads(asked.get("threads"))
     with run_view(arguments.json) as progress:
         result = train(**{"out": _OUT, **asked}, progress=progress)

@@ -68,7 +68,7 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
 def report(comparison: Comparison) -> str:
     """The comparison as tables in Markdown, which a terminal shows as well, and its notes."""
     looks, differences = comparison.looks, comparison.differences()
-    parts = [results_table([(each.run, each) for each in looks])]
+    parts = [results_table(looks)]
     if differences:
         rows = [[name, *map(shown, values)] for name, values in differences.items()]
         parts.append(table(["setting", *(each.run for each in looks)], rows))
@@ -78,14 +78,16 @@ def report(comparison: Comparison) -> str:
     return "\n\n".join(part for part in (*parts, notes) if part) + "\n"
 
 
-def results_table(named: Sequence[tuple[str, Look]], title: str = "run") -> str:
+def results_table(looks: Sequence[Look]) -> str:
     """How well each did, one run a row."""
-    header = [title, "status", "steps", "best loss", "at step", "bits per byte", "last loss", "tokens/s", "time"]
-    return table(header, [[name, *results_row(each)] for name, each in named])
+    return table(["run", *RESULTS], [[each.run, *results_row(each)] for each in looks])
+
+
+RESULTS = ("status", "steps", "best loss", "at step", "bits per byte", "last loss", "tokens/s", "time")
 
 
 def results_row(each: Look) -> list[str]:
-    """The cells of `results_table` behind the name."""
+    """The cells under `RESULTS`."""
     figures = each.summary()
     return [
         each.status,

@@ -59,9 +59,9 @@ def draw_runs(panels: Sequence[Any], named: Sequence[tuple[str, Look]]) -> None:
         axes.set(xlabel=label, ylabel="loss, nats per token")
         axes.spines[["top", "right"]].set_visible(False)
         _frame_losses(axes, [each for _, each in named])
-    panels[0].set_title("training (pale) and validation", fontsize=10)
-    panels[-1].set_title("validation", fontsize=10)
-    if len(named) <= 2 * len(_COLOURS):
+    for axes, title in zip(panels, ("training (pale) and validation", "validation"), strict=False):
+        axes.set_title(title, fontsize=10)
+    if 0 < len(named) <= 2 * len(_COLOURS):
         panels[-1].legend(frameon=False, fontsize=7, title="best validation loss", title_fontsize=7)
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +20,7 @@ from glassgpt.files import link_or_copy
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.request import IN_MEMORY, Like, Request, Start
 from glassgpt.training.run_file import open_data, read_run, warn_of_torch
+from glassgpt.training.settings import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +57,22 @@ def like(request: Request, run: Path, device: torch.device) -> Request:
         settings=settings,
         like=Like(run, record.tokenizer, record.source_fingerprint, record.threads, record.changed),
     )
+
+
+def request_of(keywords: Mapping[str, Any], device: torch.device) -> Request:
+    """What the keywords of `train` ask for; errors as in `like`."""
+    settings = {name: value for name, value in keywords.items() if name in Settings.rules()}
+    names = ("texts", "shape", "config", "model", "tokenizer", "minutes", "text_fields")
+    given: dict[str, Any] = {
+        "texts": (),
+        "shape": None,
+        "config": {},
+        "model": None,
+        "tokenizer": None,
+        "minutes": None,
+    }
+    request = Request(**given | {name: keywords[name] for name in names if name in keywords}, settings=settings)
+    return like(request, Path(keywords["like"]), device) if "like" in keywords else request
 
 
 def data_of(request: Request, start: Start | None, run: Path) -> tuple[TokenFile, TokenFile]:
