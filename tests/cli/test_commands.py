@@ -230,7 +230,6 @@ NONSENSE = [
     ("sweep --over learning_rate=1 --out foreign -- text.txt --steps 1", "holds 'thesis.doc' and no sweep"),
     ("sweep --over learning_rate=1 --out text.txt -- text.txt --steps 1", "text.txt is a file"),
     ("sweep --over learning_rate=1 --out new -- --steps 5 --minutes 1", "exclude each other"),
-    ("sweep --over learning_rate=1 --out new -- missing.txt --steps 1", "missing.txt: no such file"),
     ("sweep --find learning_rate --out new -- missing.txt", "missing.txt: no such file"),
     ("sweep --find weight_decay -- text.txt", "invalid choice: 'weight_decay'"),
     # the model of generate, chat, evaluate, explain, export: tried by one of them each

@@ -232,6 +232,12 @@ def test_what_cannot_work_is_said_before_anything_is_trained(tmp_path: Path, bas
     assert not (tmp_path / "sweep").exists()
 
 
+def test_a_text_that_is_not_there_leaves_nothing_behind(tmp_path: Path, base: dict[str, Any]) -> None:
+    with pytest.raises(FileNotFoundError, match="missing"):
+        run(base | {"texts": ["missing.txt"]}, tmp_path / "deep" / "sweep", "learning_rate=0.001")
+    assert not (tmp_path / "deep").exists()
+
+
 def test_the_command(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sweep"
     options = [str(text), "--shape", "nano", "--tokenizer", "byte", "--steps", "2", "--eval-batches", "1"]

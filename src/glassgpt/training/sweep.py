@@ -15,7 +15,7 @@ import math
 import random
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -193,8 +193,7 @@ def sweep(
     device = pick_device(base.get("device", "auto"))
     for each in every:
         request_of(with_values(base, each), device).checked(device)
-    with locked(out):
-        failed = _open(out, base)
+    with locked(out), _opened(out, base, values) as failed:
         for number, (name, each) in enumerate(values.items(), 1):
             if name in failed or _is_finished(out / name):
                 continue
@@ -222,6 +221,19 @@ def with_values(base: Mapping[str, Any], values: Values) -> dict[str, Any]:
     config = {name: value for name, value in values.items() if name in GPTConfig.rules()}
     own = {_KEYWORDS.get(name, name): value for name, value in values.items() if name not in config}
     return merged(base, own | ({"config": config} if config else {}))
+
+
+@contextlib.contextmanager
+def _opened(out: Path, base: Mapping[str, Any], values: Mapping[str, Values]) -> Iterator[dict[str, str]]:
+    """`_open`; a sweep that is broken off before there is any run leaves nothing behind."""
+    new = not (out / SWEEP_FILE).exists()
+    failed = _open(out, base)
+    try:
+        yield failed
+    except BaseException:
+        if new and not failed and not any(is_run(out / name) for name in values):
+            (out / SWEEP_FILE).unlink()
+        raise
 
 
 def _open(out: Path, base: Mapping[str, Any]) -> dict[str, str]:
