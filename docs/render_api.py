@@ -56,6 +56,31 @@ GROUPS = (
         """,
     ),
     Group(
+        "Prepare a text",
+        (
+            "data.prepare.run:prepare",
+            "data.prepare.run:PrepareResult",
+            "data.prepare.settings:PrepareSettings",
+            "data.dataset:open_dataset",
+            "data.dataset:Dataset",
+        ),
+        """
+        from pathlib import Path
+
+        from glassgpt import prepare, train
+        from glassgpt.data.dataset import open_dataset
+
+        lines = (f"The function returns the list number {n}.\\n" for n in range(2000))
+        Path("many.txt").write_text("".join(lines), encoding="utf-8")
+        result = prepare(["many.txt"], "data/many", tokenizer="byte", processes=1)
+        print(result.train_tokens, result.duplicates["equal"])
+
+        dataset = open_dataset("data/many")
+        print(dataset.tokenizer.decode(dataset.validation.tokens[:40]))
+        train(["data/many"], "runs/many", shape="nano", steps=2)
+        """,
+    ),
+    Group(
         "Load and save",
         (
             "checkpoint:load_model",
@@ -98,13 +123,14 @@ GROUPS = (
             "training.evaluate:evaluate",
             "training.evaluate:evaluate_run",
             "training.evaluate:Evaluation",
-            "explain:trace",
-            "explain:TokenTrace",
+            "generation.trace:trace",
+            "generation.trace:TokenTrace",
             "explain:attention_maps",
             "explain:plot_attention",
         ),
         """
-        from glassgpt.explain import attention_maps, plot_attention, trace
+        from glassgpt.explain import attention_maps, plot_attention
+        from glassgpt.generation.trace import trace
         from glassgpt.training.evaluate import evaluate
 
         print(evaluate(model, tokenizer, ["my.txt"]).bits_per_byte)

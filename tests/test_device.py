@@ -10,7 +10,7 @@ import torch
 
 from glassgpt import cores as cores_module
 from glassgpt.cores import available_cores
-from glassgpt.device import pick_device, pick_dtype, set_threads
+from glassgpt.device import check_dtype, gpu_dtype, pick_device, set_threads
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
@@ -74,50 +74,19 @@ def test_a_device_that_is_not_here(machine, name: str, says: str) -> None:
     assert str(raised.value) == says
 
 
-@pytest.mark.parametrize(
-    ("capabilities", "dtype", "reason"),
-    [
-        ({"amx_bf16": True}, "bfloat16", "this CPU has bfloat16 matrix instructions"),
-        ({"amx_bf16": False, "avx512_bf16": True}, "float32", "this CPU has no bfloat16 matrix instructions"),
-        ({}, "float32", "this CPU has no bfloat16 matrix instructions"),
-    ],
-)
-def test_a_cpu_takes_bfloat16_for_its_matrix_unit_only(
-    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], dtype: str, reason: str
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert pick_dtype("auto", CPU, 768) == (dtype, reason)
-    assert pick_dtype("bfloat16", CPU, 768) == ("bfloat16", "as asked")
-    assert pick_dtype("float32", CPU, 768) == ("float32", "as asked")
-    assert pick_dtype("auto", CPU, 255)[0] == "float32"
-    assert pick_dtype("bfloat16", CPU, 8)[0] == "bfloat16"
-
-
-def test_an_older_torch_cannot_tell_and_gets_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert pick_dtype("auto", CPU, 768)[0] == "float32"
-
-
 @pytest.mark.parametrize(("capability", "dtype"), [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), None)])
 def test_a_gpu_takes_bfloat16_from_8_0(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: str | None
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert pick_dtype("auto", CUDA, 768)[0] == (dtype or "float32")
-    assert pick_dtype("float32", CUDA, 768)[0] == "float32"
+    assert gpu_dtype(CUDA)[0] == (dtype or "float32")
     if dtype is None:
         with pytest.raises(ValueError, match=r"compute capability 8\.0 or more: use float32"):
-            pick_dtype("bfloat16", CUDA, 768)
+            check_dtype("bfloat16", CUDA)
 
 
 def test_mps_takes_float32() -> None:
-    assert pick_dtype("auto", MPS, 768) == ("float32", "MPS has no bfloat16 matrix instructions")
-
-
-@pytest.mark.parametrize("name", ["float16", "bf16", ""])
-def test_a_number_type_that_is_unknown(name: str) -> None:
-    with pytest.raises(ValueError, match=f"dtype '{name}' must be one of auto, float32, bfloat16"):
-        pick_dtype(name, CPU, 768)
+    assert gpu_dtype(MPS) == ("float32", "MPS has no bfloat16 matrix instructions")
 
 
 @pytest.mark.parametrize(

@@ -12,21 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glassgpt import GPTModel, Tokenizer
-from glassgpt.explain import attention_maps, plot_attention, trace
+from glassgpt import GPTModel
+from glassgpt.explain import attention_maps, plot_attention
 
 Make = Callable[..., GPTModel]
 BOTH = pytest.mark.parametrize("attention", ["sdpa", "explicit"])
 WINDOWS = pytest.mark.parametrize("window", [None, 1, 3, 16])
 
 IDS = [5, 96, 0, 5, 41, 17, 3, 3, 80]
-TEXT = "To be, or not"  # 13 bytes; a tiny model has 16 places
-
-
-@pytest.fixture
-def byte_model(tiny_model: Make) -> GPTModel:
-    """More scores than the byte tokenizer has ids, as in a model whose vocabulary was rounded up."""
-    return tiny_model(vocab_size=300)
 
 
 # ---- attention_maps ------------------------------------------------------------------------------------------------
@@ -94,51 +87,6 @@ def test_a_text_that_cannot_be_read_is_an_error_that_leaves_nothing_behind(
         attention_maps(model, ids)
     assert model.training
     assert all(not block.att._forward_hooks for block in model.trf_blocks)
-
-
-# ---- trace ---------------------------------------------------------------------------------------------------------
-
-
-def test_trace_is_a_softmax_over_the_tokens_there_are(byte_model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
-    ids = tiny_tokenizer.encode(TEXT)
-    with torch.no_grad():
-        scores = byte_model(torch.tensor([ids]))[0, :, : tiny_tokenizer.n_vocab]
-    wanted = scores.exp() / scores.exp().sum(dim=-1, keepdim=True)
-
-    places = trace(byte_model, tiny_tokenizer, TEXT, k=3)
-    assert "".join(place.text for place in places) == TEXT
-    assert places[0].probability is None
-    for row, token, place in zip(wanted, ids[1:], places[1:], strict=False):
-        assert place.probability == pytest.approx(float(row[token]), rel=1e-5)
-    for row, place in zip(wanted, places, strict=True):
-        best = sorted(range(len(row)), key=lambda token: -row[token])[:3]
-        assert [text for text, _ in place.likeliest] == [tiny_tokenizer.decode([token]) for token in best]
-        assert [p for _, p in place.likeliest] == pytest.approx(row[best].tolist(), rel=1e-5)
-
-
-def test_trace_gives_no_more_than_the_whole_vocabulary(byte_model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
-    (place,) = trace(byte_model, tiny_tokenizer, "T", k=1000)
-    assert len(place.likeliest) == tiny_tokenizer.n_vocab
-    assert sum(p for _, p in place.likeliest) == pytest.approx(1)
-
-
-def test_trace_ignores_dropout_and_keeps_the_mode(tiny_model: Make, tiny_tokenizer: Tokenizer) -> None:
-    wanted = trace(tiny_model(vocab_size=257), tiny_tokenizer, TEXT)
-    model = tiny_model(vocab_size=257, drop_rate=0.5).train()
-    assert trace(model, tiny_tokenizer, TEXT) == wanted
-    assert model.training
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [("", "the text is empty"), ("x" * 17, "17 tokens exceed the context length of 16")]
-)
-def test_trace_refuses_a_text_that_cannot_be_read(
-    byte_model: GPTModel, tiny_tokenizer: Tokenizer, text: str, message: str
-) -> None:
-    byte_model.train()
-    with pytest.raises(ValueError, match=message):
-        trace(byte_model, tiny_tokenizer, text)
-    assert byte_model.training
 
 
 # ---- plot_attention ------------------------------------------------------------------------------------------------

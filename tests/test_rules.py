@@ -21,6 +21,9 @@ ALLOWED_WRITES = {
     ("files.py", "temporary.write_text"),
     ("cli/console.py", "Path(os.devnull).open"),
     ("cli/sweep.py", "results.write_text"),
+    ("data/prepare/parts.py", "(folder / _TOKENS).open"),
+    ("data/prepare/parts.py", "(new / _ABOUT).write_text"),
+    ("data/shards.py", "temporary.open"),
     ("data/tokens.py", "temporary.open"),
     ("generation/batch.py", "path.open"),
     ("training/log.py", "(self._run / name).open"),
@@ -101,7 +104,8 @@ def test_no_message_names_an_option_that_does_not_exist() -> None:
         for line in page.read_text(encoding="utf-8").splitlines()
         if "glassgpt" in line or page.name != "README.md"
     ]
-    others = {"--reference", "--nanogpt", "--outliers", "--logdir"}  # of scripts and other programs that the pages name
+    # of scripts and other programs that the pages name
+    others = {"--reference", "--nanogpt", "--outliers", "--logdir", "--mib", "--kill", "--array", "--dependency"}
     wrong = {
         f"{name}: {word}"
         for name, text in texts

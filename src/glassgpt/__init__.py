@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from glassgpt.checkpoint import load_model, save_model
     from glassgpt.config import PRESETS, GPTConfig
+    from glassgpt.data.prepare.run import prepare
     from glassgpt.generation.cpu.load import load_decoder
     from glassgpt.generation.text import complete, generate, stream
     from glassgpt.kv_cache import KVCache
@@ -34,13 +35,14 @@ _HOME = {
     "save_model": "checkpoint",
     "complete": "generation.text",
     "generate": "generation.text",
+    "prepare": "data.prepare.run",
     "stream": "generation.text",
     "train": "training.train",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of the documentation
     "GPTConfig", "GPTModel", "KVCache", "PRESETS", "Tokenizer",
-    "complete", "generate", "load_decoder", "load_model", "save_model", "stream", "train",
+    "complete", "generate", "load_decoder", "load_model", "prepare", "save_model", "stream", "train",
 ]  # fmt: skip
 
 

@@ -1,13 +1,15 @@
-"""What this process may really use of the machine, threads above all, and what it has used. Loads no torch."""
+"""The processor, how many threads to compute with (what this process may use), and its memory. Loads no torch."""
 
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from pathlib import Path
 
 _MAX_THREADS = 1024  # PyTorch crashes where the system refuses it some tens of thousands
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_CPUS = Path("/proc/cpuinfo")
 
 
 def available_cores() -> int:
@@ -25,11 +27,13 @@ def available_cores() -> int:
     return cores
 
 
-def wanted_threads(threads: int | None = None) -> int:
-    """`threads`, or `OMP_NUM_THREADS`, or as many as there are cores for; `ValueError` for a number out of range."""
+def asked_threads(threads: int | None = None) -> int | None:
+    """`threads`, or `OMP_NUM_THREADS`; None where neither says. `ValueError` for a number out of range."""
     if threads is None:
         asked = os.environ.get("OMP_NUM_THREADS", "")
-        threads = int(asked) if asked.isdecimal() and int(asked) else available_cores()
+        if not (asked.isdecimal() and int(asked)):
+            return None
+        threads = int(asked)
     if not 1 <= threads <= _MAX_THREADS:
         raise ValueError(
             f"threads {threads} must be from 1 to {_MAX_THREADS}; best is one for each of the {available_cores()} cores"
@@ -47,3 +51,19 @@ def peak_memory() -> int | None:
     except ImportError:
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def wanted_threads(threads: int | None = None) -> int:
+    """As `asked_threads`, and as many as there are cores for where nothing is asked."""
+    return asked_threads(threads) or min(available_cores(), _MAX_THREADS)
+
+
+def processor() -> str:
+    """What the processor calls itself."""
+    try:
+        with _CPUS.open("rb", buffering=0) as file:  # of the first core: the file takes long where there are many
+            lines = file.read(4096).decode(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from glassgpt.cores import peak_memory, wanted_threads
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-_MIN_BFLOAT16_WIDTH = 256  # at 128 turning numbers into bfloat16 and back cost more than it won, at 384 less
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -36,25 +32,10 @@ def has_bfloat16_products(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def pick_dtype(name: str, device: torch.device, emb_dim: int) -> tuple[str, str]:
-    """The number type of matrix products in training, a key of `DTYPES`, and why.
-
-    Weights, optimizer, norms and loss are float32 always. "auto" takes bfloat16 only where the processor has matrix
-    instructions for it (AMX, or CUDA from compute capability 8.0) and the model is wide enough to gain from them on a
-    CPU: elsewhere it is slower than float32. `ValueError` where the device cannot do what is asked.
-    """
-    check_dtype(name, device)
-    if name != "auto":
-        return name, "as asked"
-    if device.type == "cpu":
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 has none
-        fast, what = bool(capabilities.get("amx_bf16")), "this CPU"
-        if fast and emb_dim < _MIN_BFLOAT16_WIDTH:
-            return "float32", f"matrices under {_MIN_BFLOAT16_WIDTH} wide gain nothing from bfloat16 on a CPU"
-    else:
-        fast, what = has_bfloat16_products(device), "this GPU" if device.type == "cuda" else device.type.upper()
-    verb = "has" if fast else "has no"
-    return "bfloat16" if fast else "float32", f"{what} {verb} bfloat16 matrix instructions"
+def gpu_dtype(device: torch.device) -> tuple[str, str]:
+    """The number type of matrix products on a device that is not a CPU, a key of `DTYPES`, and why."""
+    fast, what = has_bfloat16_products(device), "this GPU" if device.type == "cuda" else device.type.upper()
+    return "bfloat16" if fast else "float32", f"{what} has {'' if fast else 'no '}bfloat16 matrix instructions"
 
 
 def check_dtype(name: str, device: torch.device) -> None:

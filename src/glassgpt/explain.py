@@ -1,9 +1,8 @@
-"""Looking inside: what each head attends to, and what the model expects next."""
+"""Looking inside: what each head attends to. What the model expects next is in `generation.trace`."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glassgpt.language_model import LanguageModel, evaluating
+from glassgpt.language_model import evaluating
 from glassgpt.model import GPTModel, MultiHeadAttention
 from glassgpt.options import check_int
-from glassgpt.tokenizer import Tokenizer
 
 
 @torch.no_grad()
@@ -53,42 +51,6 @@ def recorded_attention(module: nn.Module) -> Iterator[list[Tensor]]:
         for attention, name, hook in zip(attentions, before, hooks, strict=True):
             attention.attention = name
             hook.remove()
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenTrace:
-    """One token of a text: how probable it was, and what the model finds likeliest to come after it."""
-
-    text: str
-    probability: float | None
-    """None for the first token, which nothing predicts."""
-    likeliest: list[tuple[str, float]]
-    """(text, probability) of the best tokens to follow this one, best first."""
-
-
-@torch.no_grad()
-def trace(model: LanguageModel, tokenizer: Tokenizer, text: str, k: int = 5) -> list[TokenTrace]:
-    """For each token of `text`: its probability given those before it, and the `k` likeliest to come after it.
-
-    `ValueError` for an empty text or one longer than the context.
-    """
-    ids = tokenizer.encode(text)
-    if not ids:
-        raise ValueError("no tokens to look at: the text is empty")
-    with evaluating(model):
-        scores = model(torch.tensor([ids], device=model.device))[0, :, : tokenizer.n_vocab]
-    probabilities = scores.float().softmax(dim=-1).cpu()
-    best, best_ids = probabilities.topk(min(k, tokenizer.n_vocab))
-    return [
-        TokenTrace(
-            text=tokenizer.decode([token]),
-            probability=float(probabilities[index - 1, token]) if index else None,
-            likeliest=[
-                (tokenizer.decode([i]), p) for i, p in zip(best_ids[index].tolist(), best[index].tolist(), strict=True)
-            ],
-        )
-        for index, token in enumerate(ids)
-    ]
 
 
 _DPI = 110

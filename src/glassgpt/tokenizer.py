@@ -24,6 +24,8 @@ from glassgpt.packages import require
 from glassgpt.terminal_text import one_line
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import tokenizers
 
 END_OF_TEXT = "<|endoftext|>"
@@ -271,6 +273,10 @@ class Tokenizer:
         decisive = {k: v for k, v in json.loads(self._backend.to_str()).items() if k not in ("version", "decoder")}
         return fingerprint == hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
+    def token_lengths(self) -> list[int]:
+        """Bytes of text that each id stands for; 0 for those that no text encodes to."""
+        return [0 if i in self.special_ids else len(data) for i, data in enumerate(self._token_bytes)]
+
     def encode(self, text: str, *, allowed_special: Literal["all"] | Collection[str] = ()) -> list[int]:
         """Ids of `text`. A special token's name in it is plain text unless named in `allowed_special` (or "all").
 
@@ -293,6 +299,17 @@ class Tokenizer:
         if self._fast is not None:
             return self._fast.encode_ordinary_batch(list(texts))
         return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def encode_arrays(self, texts: Iterable[str]) -> Iterator[npt.NDArray[np.uint32]]:
+        """Ids of many texts, each as an array, on one core: what `encode_batch` gives, in a sixth of the memory."""
+        import numpy as np
+
+        for text in texts:
+            self._check(text)
+            if self._fast is not None:
+                yield self._fast.encode_to_numpy(text, disallowed_special=())
+            else:
+                yield np.array(self._backend.encode(text, add_special_tokens=False).ids, np.uint32)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes behind `ids`; they may begin or end inside a character. `ValueError` for an id out of range."""

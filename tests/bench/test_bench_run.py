@@ -14,6 +14,7 @@ from glassgpt.bench import run as module
 from glassgpt.bench.plan import ROW_COUNTS, Sizes
 from glassgpt.bench.results import Bench
 from glassgpt.bench.run import TurnError, _places, bench, machine
+from glassgpt.generation.auto import choose_decoder
 
 CONTEXT = 16
 
@@ -168,6 +169,38 @@ def test_a_busy_machine_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "a load of 1.5 on 2 cores" in str(module._load_before())
     monkeypatch.setattr(module.os, "getloadavg", lambda: (0.5, 9, 9), raising=False)
     assert module._load_before() is None
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [({}, True), ({"threads": 1}, False), ({"only": ["compiled"]}, False), ({"works": ["rows"]}, False)],
+)
+def test_the_faster_decoder_is_remembered(
+    children: Children,
+    saved: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    kept: bool,
+) -> None:
+    monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("glassgpt.cores.available_cores", lambda: 1)
+    children.rates[("cached", 1)] = 30.0
+    bench(saved, rounds=1, **{"works": ["decode"], "only": ["cached", "compiled"], **options})
+    name, why = choose_decoder(saved)
+    assert name == ("cached" if kept else "compiled")
+    assert why.startswith("10 tokens/s, cached 30, measured on ") == kept
+
+
+def test_what_a_busy_machine_shows_is_not_remembered(
+    children: Children, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(module, "_load_before", lambda: "busy")
+    bench(saved, rounds=1, works=["decode"], only=["cached", "compiled"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_machine_is_described() -> None:

@@ -10,7 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glassgpt.data import loader as loader_module
 from glassgpt.data.loader import BatchLoader, evaluation_batches
+from glassgpt.data.shards import TokenSequence
 
 
 def starts(inputs: torch.Tensor) -> list[int]:
@@ -112,7 +114,8 @@ def test_ranks_share_out_the_batch_of_one_process(world_size: int, step: int) ->
 
     shares = [batch(rank, world_size) for rank in range(world_size)]
     for whole, parts in zip(batch(0, 1), zip(*shares, strict=True), strict=True):
-        assert torch.equal(whole, torch.cat(parts))
+        for rank, part in enumerate(parts):
+            assert torch.equal(whole[rank::world_size], part)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +211,9 @@ def test_evaluation_errors(n_tokens: int, sizes: tuple[int, int, int | None], me
 READ_ALL = """
 import resource, sys
 import numpy as np
+from glassgpt.data import loader as loader_module
 from glassgpt.data.loader import BatchLoader, evaluation_batches
+from glassgpt.data.shards import TokenSequence
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -240,3 +245,69 @@ def test_memory_does_not_grow_with_what_is_read(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"\d+\n", done.stdout)
     assert int(done.stdout) < 16 << 20  # of the 64 MiB that were read twice
+
+
+# ---- tokens of many shards, and of more blocks than an array should have ------------------------------------
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=6), st.integers(1, 7), st.integers(0, 20))
+def test_shards_are_read_as_if_they_were_one(sizes: list[int], context_length: int, step: int) -> None:
+    whole = np.arange(sum(sizes) + context_length + 1)
+    shards = TokenSequence(np.split(whole, np.cumsum(sizes)))
+    loaders = [BatchLoader(t, batch_size=3, context_length=context_length, seed=1) for t in (whole, shards)]
+    for left, right in zip(*(loader.batch(step) for loader in loaders), strict=True):
+        assert torch.equal(left, right)
+    batches = [list(evaluation_batches(t, 2, context_length)) for t in (whole, shards)]
+    for (x, y), (x2, y2) in zip(*batches, strict=True):
+        assert torch.equal(x, x2) and torch.equal(y, y2)
+
+
+@given(st.integers(1, 700), st.lists(st.integers(0, 2**64 - 1), min_size=6, max_size=6))
+def test_a_permutation_without_memory_has_each_number_once(n: int, keys: list[int]) -> None:
+    permutation = loader_module._Permutation(n, keys)
+    assert sorted(permutation[i] for i in range(n)) == list(range(n))
+
+
+def test_it_looks_random() -> None:
+    """Neighbours end up as far apart as random numbers do, and epochs are unlike each other."""
+    n = 4000
+    orders = []
+    for key in range(2):
+        permutation = loader_module._Permutation(n, np.random.Philox(key).random_raw(6).tolist())
+        orders.append(np.array([permutation[i] for i in range(n)]))
+    for order in orders:
+        assert abs(np.abs(np.diff(order)).mean() / n - 1 / 3) < 0.02
+        assert abs(np.corrcoef(order, np.arange(n))[0, 1]) < 0.06
+    assert abs(np.corrcoef(*orders)[0, 1]) < 0.06
+    assert (orders[0] == orders[1]).mean() < 0.01
+
+
+def test_an_epoch_of_many_blocks_has_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_module, "_MOST_IN_MEMORY", 50)
+    loader = BatchLoader(np.arange(403), batch_size=10, context_length=4, seed=7)
+    assert loader.blocks_per_epoch == 100
+    epochs = [[start for step in range(10 * e, 10 * e + 10) for start in starts(loader.batch(step)[0])] for e in (0, 1)]
+    for epoch in epochs:
+        assert sorted(epoch) == [min(epoch) + 4 * i for i in range(100)]
+    assert epochs[0] != epochs[1]
+    assert starts(BatchLoader(np.arange(403), batch_size=10, context_length=4, seed=7).batch(3)[0]) == epochs[0][30:40]
+
+
+def test_the_golden_order_of_many_blocks() -> None:
+    """As `test_golden_order`, for orders that are computed."""
+
+    class Long:
+        """Two thousand million tokens, each its own place."""
+
+        def __len__(self) -> int:
+            return 2 * 10**9
+
+        def __getitem__(self, where: slice) -> np.ndarray:
+            return np.arange(where.start, where.stop)
+
+    loader = BatchLoader(Long(), batch_size=4, context_length=1000, seed=5)
+    assert loader.blocks_per_epoch > loader_module._MOST_IN_MEMORY
+    assert [starts(loader.batch(step)[0]) for step in (0, 500_000)] == MANY_BLOCKS
+
+
+MANY_BLOCKS = [[1580267129, 315669129, 255300129, 1482346129], [209260789, 242928789, 294899789, 13448789]]

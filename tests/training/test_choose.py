@@ -6,9 +6,9 @@ import pytest
 from glassgpt import Tokenizer
 from glassgpt.config import preset
 from glassgpt.data.corpus import read_corpus
+from glassgpt.data.vocabulary import check_tokenizer
 from glassgpt.training import choose
 from glassgpt.training.choose import (
-    check_tokenizer,
     choose_dropout,
     choose_epochs,
     choose_tokenizer,

@@ -26,11 +26,13 @@ def test_every_parameter_is_in_exactly_one_group(kind: str, tied: bool) -> None:
     assert undecayed == {id(p) for p in net.parameters() if p.ndim == 1}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 16), (1, 1, 5)])
-def test_orthogonalise_flattens_the_singular_values(shape: tuple[int, ...]) -> None:
+def test_orthogonalise_flattens_the_singular_values(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     matrices = torch.randn(shape)
-    made = orthogonalise(matrices)
+    made = orthogonalise(matrices, dtype)
+    assert made.dtype == torch.float32
     values = torch.linalg.svdvals(made)
     # random matrices' smallest singular values may stay small; all others come near 1
     assert values.max() < 1.3
@@ -72,9 +74,9 @@ def test_muons_memory_is_bounded_by_pieces(monkeypatch: pytest.MonkeyPatch) -> N
     """However many matrices share a shape, few are in one product, and each update is the same."""
     sizes = []
 
-    def recording(matrices: torch.Tensor) -> torch.Tensor:
+    def recording(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         sizes.append(len(matrices))
-        return orthogonalise(matrices)
+        return orthogonalise(matrices, dtype)
 
     updated = []
     monkeypatch.setattr(module, "orthogonalise", recording)

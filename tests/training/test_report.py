@@ -114,6 +114,14 @@ def test_what_is_not_there_yet_is_no_error(tmp_path: Path, run: Path) -> None:
     Reader(page(look(tmp_path), [], "x"))
 
 
+def test_a_long_run_has_a_small_page(tmp_path: Path, run: Path) -> None:
+    (tmp_path / "run.json").write_bytes((run / "run.json").read_bytes())
+    record = {"kind": "step", "loss": 5.0, "gradient_norm": 1.0, "rate": 0.5, "tokens_per_second": 1e4}
+    lines = (json.dumps(record | {"step": step}) for step in range(20_000))
+    (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert len(page(look(tmp_path), [], "x")) < 100_000
+
+
 @given(st.text(max_size=30))
 def test_a_sample_is_text_and_nothing_else(run: Path, text: str) -> None:
     found = Reader(page(look(run), [{"step": 1, "text": f"({text})"}], text))

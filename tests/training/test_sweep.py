@@ -233,7 +233,7 @@ def test_what_cannot_work_is_said_before_anything_is_trained(tmp_path: Path, bas
 
 
 def test_a_text_that_is_not_there_leaves_nothing_behind(tmp_path: Path, base: dict[str, Any]) -> None:
-    with pytest.raises(FileNotFoundError, match="missing"):
+    with pytest.raises(ValueError, match="missing.txt: no such file"):
         run(base | {"texts": ["missing.txt"]}, tmp_path / "deep" / "sweep", "learning_rate=0.001")
     assert not (tmp_path / "deep").exists()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import os
 import platform
@@ -19,7 +18,9 @@ from typing import Any
 from glassgpt.bench import prepare, turn
 from glassgpt.bench.plan import FLOAT32, OURS, ROUNDED, WORKS, Sizes, installed_peers, peer_threads, possible
 from glassgpt.bench.results import Bench, Turn
-from glassgpt.cores import available_cores, wanted_threads
+from glassgpt.cores import asked_threads, available_cores, wanted_threads
+from glassgpt.generation.auto import CACHED, COMPILED, remember_decoders
+from glassgpt.measured import this_machine
 from glassgpt.options import check_int, nearest
 from glassgpt.terminal_text import one_line
 from glassgpt.weights.download.resolve import resolve_model
@@ -64,6 +65,7 @@ def bench(
     CTranslate2 and llama.cpp, where they are installed; each keeps its fastest number of threads unless `threads` says
     which. `first_token` says what is run for the work "first", which is left out without it.
 
+    Where nothing else was running and `threads` is None, `generation.auto` remembers which decoder is the faster one.
     A contender that fails is left out from then on, and the notes say why. Ctrl-C ends the benchmark with what was
     measured so far, once anything was. Raises `ValueError` for arguments out of range, `TurnError` where nothing could
     be measured.
@@ -96,32 +98,24 @@ def bench(
                 raise
         if not result.turns:
             raise TurnError("; ".join(result.notes) or "nothing to measure: ask for more works or contenders")
+    if result.finished and load is None and asked_threads(threads) is None:
+        _remember(result, path)
     return result
 
 
 def machine(threads: int) -> dict[str, Any]:
     """What a figure depends on besides the model."""
-    versions = {}
-    for name in ("glassgpt", *_VERSIONS):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "processor": _processor(),
-        "cores": available_cores(),
-        "threads": threads,
-        "system": platform.platform(terse=True),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
+    about = {"threads": threads, "system": platform.platform(terse=True), "python": platform.python_version()}
+    return {**this_machine(*_VERSIONS), **about}
 
 
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def _remember(result: Bench, model: str) -> None:
+    """Which decoder is the faster one here is what is asked the next time, too."""
+    rates = {COMPILED: "compiled float32", CACHED: "cached"}
+    found = {name: result.median(contender, "decode", "rate") for name, contender in rates.items()}
+    measured = {name: rate for name, rate in found.items() if rate is not None}
+    if measured.keys() == rates.keys():
+        remember_decoders(Path(model), measured)
 
 
 def _load_before() -> str | None:

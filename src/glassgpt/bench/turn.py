@@ -78,7 +78,10 @@ def _decode(loaded: Loaded, request: Request, prompt: int, new: int) -> dict[str
     if loaded.decoder is None or request.contender == "naive":
         return figures
     if loaded.weight_bytes:
-        figures |= {"weight_bytes": loaded.weight_bytes, "cache_bytes": loaded.decoder.row_bytes}
+        held = getattr(
+            loaded.decoder, "cache_bytes", loaded.decoder.row_bytes
+        )  # the compiled one's grows with the text
+        figures |= {"weight_bytes": loaded.weight_bytes, "cache_bytes": held}
         figures["read_rate"] = read_rate(request.threads)
     if request.reference is not None and request.contender in ROUNDED:
         figures["agreement"] = agreement(loaded.decoder, request.ids[:prompt], request.reference)

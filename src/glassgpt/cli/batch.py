@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.cli.console import prompts_bar, say
-from glassgpt.cli.options import DONE, FAILED, load_draft, load_for_text, whole
+from glassgpt.cli.options import DONE, FAILED, load_draft, load_for_text, say_choice, whole
 
 
 class _Prompts(argparse.Action):
@@ -96,6 +96,7 @@ def generate_batch(arguments: argparse.Namespace, options: dict[str, Any]) -> in
     say(progress.summary(), DONE)
     if tally.n_drawn:
         say(str(tally), DONE)
+    say_choice(arguments, model)
     return DONE
 
 

@@ -20,10 +20,12 @@ from glassgpt.cli.options import (
     add_fields,
     add_machine,
     add_model,
+    add_verbose,
     command,
     given,
     load_draft,
     load_for_text,
+    say_choice,
     whole,
 )
 from glassgpt.data.transcript import MODEL, PERSON, STOP, asked
@@ -36,6 +38,7 @@ _CHAT_HELP = """\
 /quit   ends, as Ctrl-D does; Ctrl-C stops an answer"""
 _CHAT_ANSWERS = {"/help": _CHAT_HELP, "/reset": "the talk so far is forgotten"}
 
+_THREADS = "as many as there are cores to use, or fewer for one text where that is measured to be faster"
 _OVERFLOW = "shift"  # a person wants more text rather than an error, and not to wait a whole context for each token
 
 
@@ -51,13 +54,16 @@ def add_commands(commands: Any) -> None:
     add_fields(generate, Generation, overflow=_OVERFLOW)
     add_draft(generate)
     add_decoder(generate)
-    add_machine(generate)
+    add_machine(generate, threads=_THREADS)
+    add_verbose(generate)
 
     chat = command(commands, "chat", _chat, "talk with a model, line by line", json=False)
     add_model(chat)
     add_fields(chat, Generation, overflow=_OVERFLOW)
+    add_draft(chat)
     add_decoder(chat)
-    add_machine(chat)
+    add_machine(chat, threads=_THREADS)
+    add_verbose(chat)
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -80,6 +86,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     if arguments.json:
         completions = complete(model, tokenizer, prompts, draft=draft, tally=tally, **options)
         print_json({"prompt": prompt, "completions": [dataclasses.asdict(completion) for completion in completions]})
+        say_choice(arguments, model)
         return DONE
     pieces = stream_rows(model, tokenizer, prompts, draft=draft, tally=tally, **options)
     held = [""] * arguments.n  # the first continuation is shown while it is written, the others after it
@@ -98,6 +105,7 @@ def _generate(arguments: argparse.Namespace) -> int:
             pass
     if tally.n_drawn:
         say(str(tally), DONE)
+    say_choice(arguments, model)
     return DONE
 
 
@@ -106,32 +114,44 @@ def _chat(arguments: argparse.Namespace) -> int:
     options["stop"] = [*options.get("stop", ()), STOP]
     options["on_overflow"] = _overflow_note(options["overflow"])
     model, tokenizer = load_for_text(arguments)
+    draft = load_draft(arguments, tokenizer, model, load_for_text)
+    from glassgpt.generation.speculation import Tally
     from glassgpt.generation.text import stream
 
+    tally = Tally()
     with contextlib.suppress(ImportError):  # line editing and history, where the platform has them
         __import__("readline")
     print("A base model continues the text of this talk: it was never taught to answer.")
     print(_CHAT_HELP)
+    _talk(lambda text: stream(model, tokenizer, text, draft=draft, tally=tally, **options))
+    if tally.n_drawn:
+        say(str(tally), DONE)
+    say_choice(arguments, model)
+    return DONE
+
+
+def _talk(answer: Callable[[str], Iterator[str]]) -> None:
+    """Until the person ends it; `answer` goes on with a text, or raises `ValueError`."""
     text = ""
     while True:
         try:
             line = input(f"{PERSON} ")
         except (EOFError, KeyboardInterrupt):
             print()
-            return DONE
+            return
         word = line.strip()
         if not word:
             continue
         if re.fullmatch(r"/\w*", word):  # and not /usr/bin, which one may talk about
             if word in ("/quit", "/exit"):
-                return DONE
+                return
             if word == "/reset":
                 text = ""
             print(_CHAT_ANSWERS.get(word, f"unknown command {word}: /help shows those that there are"))
             continue
         now = asked(text, line)
         try:
-            pieces = stream(model, tokenizer, now, **options)
+            pieces = answer(now)
         except ValueError as error:  # a character that the vocabulary lacks, or too long a talk: the line is forgotten
             say(one_line(error), FAILED)
             continue

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from glassgpt.cli.console import print_json, run_view
+from glassgpt.cli.console import picture_kind, print_json, run_view
 from glassgpt.cli.options import (
     DONE,
     add_decoder,
@@ -19,7 +19,6 @@ from glassgpt.cli.options import (
     command,
     load,
     load_for_text,
-    picture_kind,
     wants_compiled,
     whole,
 )
@@ -45,6 +44,7 @@ def add_commands(commands: Any) -> None:
     )
     explain.add_argument("--layer", type=int, metavar="N", help="only this layer's maps, counted from 0 (default: all)")
     explain.add_argument("--head", type=int, metavar="N", help="only this head's maps, counted from 0 (default: all)")
+    add_decoder(explain, auto="compiled unless there is a GPU; the readable model with --out, whose maps are its own")
     add_machine(explain)
 
 
@@ -68,11 +68,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from glassgpt.explain import attention_maps, plot_attention, trace
     from glassgpt.files import creating
+    from glassgpt.generation.trace import trace
 
     kind = picture_kind(arguments.out)
-    model, tokenizer = load(arguments)
+    if arguments.out and wants_compiled(arguments):
+        raise ValueError("--out shows the readable model's attention: leave out what is for the compiled decoder")
+    readable = load(arguments) if arguments.out else None
+    model, tokenizer = readable or load_for_text(arguments)
     tokens = trace(model, tokenizer, arguments.prompt, arguments.top)
     if arguments.json:
         print_json([dataclasses.asdict(token) for token in tokens])
@@ -82,8 +85,10 @@ def _explain(arguments: argparse.Namespace) -> int:
             probability = "" if token.probability is None else f"{token.probability:.3f}"
             best = "  ".join(f"{text!r} {p:.2f}" for text, p in token.likeliest)
             print(f"{token.text!r:>16}  {probability:>11}   {best}")
-    if arguments.out:
-        maps = attention_maps(model, tokenizer.encode(arguments.prompt))
+    if readable:
+        from glassgpt.explain import attention_maps, plot_attention
+
+        maps = attention_maps(readable[0], tokenizer.encode(arguments.prompt))
         with creating(arguments.out) as temporary, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is a box in the picture
             figure = plot_attention(maps, [token.text for token in tokens], arguments.layer, arguments.head)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from glassgpt.cli.console import say
 from glassgpt.options import Options, Rule
 
 if TYPE_CHECKING:
@@ -117,15 +118,15 @@ def add_text_field(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_machine(parser: argparse.ArgumentParser, device: bool = True) -> None:
-    """Where to compute."""
+def add_machine(
+    parser: argparse.ArgumentParser, device: bool = True, threads: str = "as many as there are cores to use"
+) -> None:
+    """Where to compute; `threads` says how many there are where nothing was asked for."""
     if device:
         parser.add_argument(
             "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default: auto)"
         )
-    parser.add_argument(
-        "--threads", type=whole, metavar="N", help="CPU threads (default: as many as there are cores to use)"
-    )
+    parser.add_argument("--threads", type=whole, metavar="N", help=f"CPU threads (default: {threads})")
 
 
 def load(arguments: argparse.Namespace) -> tuple[GPTModel, Tokenizer]:
@@ -137,7 +138,10 @@ def load(arguments: argparse.Namespace) -> tuple[GPTModel, Tokenizer]:
     return load_model(arguments.model, device=pick_device(arguments.device))
 
 
-def add_decoder(parser: argparse.ArgumentParser, auto: str = "compiled unless there is a GPU") -> None:
+def add_decoder(
+    parser: argparse.ArgumentParser,
+    auto: str = "compiled, unless there is a GPU or `glassgpt bench` measured here that cached is faster",
+) -> None:
     """How the next token is computed; `auto` says what is taken where nothing was asked for."""
     parser.add_argument(
         "--decoder",
@@ -154,10 +158,26 @@ def add_decoder(parser: argparse.ArgumentParser, auto: str = "compiled unless th
     )
     parser.add_argument(
         "--kv-cache",
-        choices=("float32", "float16"),
+        choices=("float32", "float16", "int8"),
         default="float32",
-        help="number type of the compiled decoder's keys and values: float16 takes half the memory (default: float32)",
+        help="number type of the compiled decoder's keys and values: float16 takes half the memory, int8 about a "
+        "quarter (default: float32)",
     )
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    """Whether to say what was chosen."""
+    parser.add_argument(
+        "--verbose", action="store_true", help="say in the end which decoder and how many threads were taken, and why"
+    )
+
+
+def say_choice(arguments: argparse.Namespace, model: Any) -> None:
+    """With `--verbose`: what `load_for_text` took, and why."""
+    if arguments.verbose:
+        threads = f", {model.tuner}" if hasattr(model, "tuner") else f" on {model.device}"
+        name = "compiled" if hasattr(model, "tuner") else "cached"
+        say(f"{name} decoder ({arguments.decoder_why}){threads}", DONE)
 
 
 def add_draft(parser: argparse.ArgumentParser) -> None:
@@ -214,15 +234,18 @@ def wants_compiled(arguments: argparse.Namespace) -> bool:
 
 
 def load_for_text(arguments: argparse.Namespace) -> tuple[CPUDecoder | GPTModel, Tokenizer]:
-    """The model that was named, as what `generation.text` takes: compiled for the CPU, or the readable model."""
+    """The model that was named, as what `generation.text` takes: compiled for the CPU, or the readable model.
+
+    `arguments.decoder_why` is set to the reason for the one or the other, for `say_choice`.
+    """
     asked = wants_compiled(arguments)
-    on_cpu = arguments.device == "cpu" or (arguments.device == "auto" and not _may_have_gpu())
     if asked and (arguments.decoder == "cached" or arguments.device not in ("auto", "cpu")):
         raise ValueError(
             f"the compiled decoder, with its precision {arguments.precision or 'float32'!r} and its KV cache in "
             f"{arguments.kv_cache}, is for the CPU: leave them out"
         )
-    if asked or (on_cpu and arguments.decoder == "auto"):
+    decoder, arguments.decoder_why = _choose_decoder(arguments, asked)
+    if decoder == "compiled":
         try:
             from glassgpt.generation.cpu.load import load_decoder
 
@@ -237,23 +260,29 @@ def load_for_text(arguments: argparse.Namespace) -> tuple[CPUDecoder | GPTModel,
             if asked:
                 raise
             logging.getLogger(__name__).warning("%s: the plain decoder serves, which is slower", error)
+            arguments.decoder_why = "the compiled one cannot be had"
     return load(arguments)
+
+
+def _choose_decoder(arguments: argparse.Namespace, asked: bool) -> tuple[str, str]:
+    """The decoder's name for `--decoder`, and why that one."""
+    if asked or arguments.decoder == "cached":
+        return "compiled" if asked else "cached", "as asked"
+    if arguments.device not in ("auto", "cpu") or (arguments.device == "auto" and _may_have_gpu()):
+        return "cached", "there may be a GPU"
+    if (
+        getattr(arguments, "prompts", None) is not None
+    ):  # what was measured is one row, and a batch must find its records
+        return "compiled", "there is no GPU"
+    from glassgpt.generation.auto import choose_decoder
+    from glassgpt.weights.download.resolve import resolve_model
+
+    return choose_decoder(resolve_model(arguments.model))
 
 
 def _may_have_gpu() -> bool:
     """Whether to ask PyTorch for a GPU, which takes seconds."""
     return sys.platform == "darwin" or any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/kfd", "/dev/dxg"))
-
-
-def picture_kind(path: Path | None) -> str | None:
-    """The format of a picture by its name; `ValueError` for another one, `FileExistsError` for one that is there."""
-    if path is None:
-        return None
-    if path.suffix.lower() not in (".png", ".svg"):
-        raise ValueError(f"{path} must end in .png or .svg")
-    if path.exists():
-        raise FileExistsError(f"{path} exists: choose a new name")
-    return path.suffix.lower()[1:]
 
 
 def whole(text: str) -> int:

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from glassgpt.cli.console import print_json, say
-from glassgpt.cli.options import DONE, command, picture_kind
+from glassgpt.cli.console import picture_kind, print_json, say
+from glassgpt.cli.options import DONE, command
 from glassgpt.terminal_text import visible
 
 

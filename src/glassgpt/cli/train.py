@@ -13,7 +13,6 @@ from glassgpt.cli.console import print_json, run_view
 from glassgpt.cli.options import DONE, FAILED, above_zero, add_fields, add_machine, add_text_field, command, given
 from glassgpt.config import PRESETS, GPTConfig, preset_sizes
 from glassgpt.training.settings import Settings
-from glassgpt.training.train_file import merged, read_train_file
 
 _OUT = "runs/model"
 _KEYWORDS = ("shape", "model", "tokenizer", "minutes", "like", "resume", "change", "overwrite", "device", "threads")
@@ -39,7 +38,13 @@ def add_commands(commands: Any) -> None:
 
 def add_train_arguments(train: argparse.ArgumentParser) -> None:
     """The arguments of `train`, which a sweep takes as well."""
-    train.add_argument("text", nargs="*", metavar="TEXT", help="text files or folders (none: Python's own manual)")
+    train.add_argument(
+        "text",
+        nargs="*",
+        metavar="TEXT",
+        help="text files or folders, or datasets of glassgpt "
+        "prepare, by weight where there are several: web=0.7 books=0.3 (none: Python's own manual)",
+    )
     train.add_argument(
         "--config",
         type=Path,
@@ -115,7 +120,11 @@ def asked_for(arguments: argparse.Namespace) -> dict[str, Any]:
 def from_file(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keywords of `train` that were given, on the command line or in the file it names."""
     asked = asked_for(arguments)
-    return asked if arguments.config is None else merged(read_train_file(arguments.config), asked)
+    if arguments.config is None:
+        return asked
+    from glassgpt.training.train_file import merged, read_train_file
+
+    return merged(read_train_file(arguments.config), asked)
 
 
 def _train(arguments: argparse.Namespace) -> int:

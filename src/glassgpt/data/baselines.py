@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from glassgpt.data.mixture import Mixture, Tokens, first_tokens
+
 _MAX_TOKENS = 10_000_000  # enough for the statistics of pairs, and bounds the memory
 
 
@@ -23,7 +25,7 @@ class Baselines:
     bigram: float
 
 
-def corpus_baselines(train_tokens: npt.NDArray[Any], validation_tokens: npt.NDArray[Any], n_vocab: int) -> Baselines:
+def corpus_baselines(train_tokens: Tokens | Mixture, validation_tokens: Tokens | Mixture, n_vocab: int) -> Baselines:
     """Fit the baselines on the training tokens, measure them on the validation tokens (both 1-D).
 
     - uniform: every token is as likely, ln(n_vocab).
@@ -42,7 +44,7 @@ def corpus_baselines(train_tokens: npt.NDArray[Any], validation_tokens: npt.NDAr
 
     Raises ValueError for arrays of fewer than two tokens, or a token outside 0..n_vocab-1.
     """
-    train, validation = train_tokens[:_MAX_TOKENS], validation_tokens[:_MAX_TOKENS]
+    train, validation = (first_tokens(tokens, _MAX_TOKENS) for tokens in (train_tokens, validation_tokens))
     for name, tokens in (("training", train), ("validation", validation)):
         if len(tokens) < 2:
             raise ValueError(f"the {name} text is {len(tokens)} tokens; its baselines need 2: add text")

@@ -57,9 +57,9 @@ class Document:
         """The text in order, in pieces of at most `max_bytes` bytes; joined they are the whole text.
 
         Newlines are as in the file. A piece ends where a line ends and never inside a character; only a line
-        longer than `max_bytes` is cut. Where it can, it ends after a word and before the newline: there
-        GPT-2's splitting of text into words has an edge anyway, so the pieces encode to the same tokens as
-        the whole.
+        longer than `max_bytes` is cut, between words if it has some. Where it can, it ends after a word and
+        before the newline: there GPT-2's splitting of text into words has an edge anyway, so the pieces encode
+        to the same tokens as the whole.
 
         Raises OSError if the file has become shorter since it was opened as a document, UnicodeDecodeError
         (a ValueError) if it is no longer UTF-8.
@@ -73,7 +73,7 @@ class Document:
                     raise OSError(f"{self.name}: the file changed while it was read; start again")
                 left -= len(chunk)
                 block = rest + chunk
-                end = _cut(block, _PIECE_ENDS) if left else len(block)
+                end = best_cut(block, PIECE_ENDS) if left else len(block)
                 rest = block[end:]
                 yield block[:end].decode("utf-8")
 
@@ -91,12 +91,14 @@ class Document:
 # Places to cut UTF-8. The greedy start makes each pattern find the last one in a block.
 _BEFORE_NEWLINE = re.compile(rb".*\S(?=[\r\n])", re.DOTALL)
 _AFTER_NEWLINE = re.compile(rb".*\n(?=.)", re.DOTALL)
+_BEFORE_SPACE = re.compile(rb".*\S(?= )", re.DOTALL)
 _BEFORE_CHARACTER = re.compile(rb".+(?=[^\x80-\xbf])", re.DOTALL)
-_PIECE_ENDS = (_BEFORE_NEWLINE, _AFTER_NEWLINE, _BEFORE_CHARACTER)
-_LINE_ENDS = (_AFTER_NEWLINE, _BEFORE_CHARACTER)
+PIECE_ENDS = (_BEFORE_NEWLINE, _AFTER_NEWLINE, _BEFORE_SPACE, _BEFORE_CHARACTER)
+"""Where text is best cut: at the first three, GPT-2's splitting into words has an edge, or nearly always has."""
+_LINE_ENDS = (_AFTER_NEWLINE, _BEFORE_SPACE, _BEFORE_CHARACTER)
 
 
-def _cut(block: bytes, patterns: Sequence[re.Pattern[bytes]]) -> int:
+def best_cut(block: bytes, patterns: Sequence[re.Pattern[bytes]]) -> int:
     """How much of `block` comes before the first of the patterns; never all of it, 0 for none."""
     return next((match.end() for pattern in patterns if (match := pattern.match(block))), 0)
 
@@ -127,7 +129,7 @@ def read_corpus(
     in a folder, where it is the file's first record the file is left out), and text fields where there are no records;
     ImportError where nothing here unpacks zstd.
     """
-    places = [(path, *_files_at(path)) for path in map(Path, paths)]
+    places = [(path, *files_at(path)) for path in map(Path, paths)]
     fields = (text_fields,) if isinstance(text_fields, str) else tuple(text_fields)
     total = max(1, sum(file.stat().st_size for _, files, _ in places for file in files))
     spool, done = Spool(scratch), 0
@@ -162,10 +164,10 @@ def read_corpus(
     return documents
 
 
-def _files_at(path: Path) -> tuple[list[Path], list[Path]]:
+def files_at(path: Path) -> tuple[list[Path], list[Path]]:
     """The files to read for a path, and the directories of models left out."""
     if path.is_dir():
-        return _files_in(path)
+        return files_in(path)
     if not path.is_file():
         raise ValueError(f"{path}: {'neither a file nor a folder' if path.exists() else 'no such file'}")
     return [path], []
@@ -192,20 +194,21 @@ def _tell_of_folder(
         raise ValueError(f"{folder}: no UTF-8 text among the {len(files)} files of this folder{first}")
     if skipped:
         counts = f"left out {len(skipped)} of {len(files)} files that are not UTF-8 text"
-        kinds = _counted(Counter(error.kind for error in skipped))
+        kinds = counted(Counter(error.kind for error in skipped))
         _log.warning("%s", one_line(f"{folder}: {counts} ({kinds}); the first: {skipped[0]}"))
     if any(text.note for text in texts):
-        kinds = _counted(Counter(text.kind for text in texts))
+        kinds = counted(Counter(text.kind for text in texts))
         places = sum((text.places for text in texts), Counter[str]())
         records = f"; {documents_from(places, sum(text.empty for text in texts))}" if places else ""
         message(f"{folder}: {len(texts):,} file{'s' * (len(texts) != 1)}: {kinds}{records}")
 
 
-def _counted(kinds: Counter[str]) -> str:
+def counted(kinds: Counter[str]) -> str:
+    """ "1,234 JSONL, 2 plain text"."""
     return ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))
 
 
-def _files_in(folder: Path) -> tuple[list[Path], list[Path]]:
+def files_in(folder: Path) -> tuple[list[Path], list[Path]]:
     """The files of a folder, sorted by path, without hidden ones; and the directories of models and runs left out."""
     files: list[Path] = []
     models: list[Path] = []
@@ -338,4 +341,4 @@ def _cut_near(document: Document, offset: int, window: int) -> int:
     """A good offset to cut a document at, at most `window` bytes (and a character) before `offset`."""
     first = max(document.start, offset - max(window, 4))
     with replace(document, start=first)._reading() as read:
-        return first + _cut(read(offset + 1 - first), _LINE_ENDS)
+        return first + best_cut(read(offset + 1 - first), _LINE_ENDS)

@@ -18,6 +18,7 @@ class NotTextError(ValueError):
 
 _TO_LINES = 'write its texts to a .jsonl file, one {{"text": ...}} on each line'
 _UNPACK = "unpack it first: "
+_TABLE = "unpack it first: a table is not read from its beginning to its end, as packed files are"
 # (first bytes, where they stand, what it is, what to do); the first that fits counts
 _MAGICS: tuple[tuple[bytes, int, str, str], ...] = (
     (b"%PDF-", 0, "PDF", "take its text out: pdftotext '{path}' text.txt"),
@@ -38,13 +39,8 @@ _MAGICS: tuple[tuple[bytes, int, str, str], ...] = (
     (b"\xfd7zXZ\0", 0, "xz file", f"{_UNPACK}unxz -k '{{path}}'"),
     (b"\x1f\x8b", 0, "gzip file in another", f"{_UNPACK}gunzip -k '{{path}}'"),
     (b"\x28\xb5\x2f\xfd", 0, "zstd file in another", f"{_UNPACK}unzstd '{{path}}'"),
-    (
-        b"PAR1",
-        0,
-        "Parquet file",
-        "with pandas: read_parquet('{path}').to_json('texts.jsonl', orient='records', lines=True)",
-    ),
-    (b"ARROW1", 0, "Arrow file", _TO_LINES),
+    (b"PAR1", 0, "Parquet file", _TABLE),
+    (b"ARROW1", 0, "Arrow file", _TABLE),
     (b"SQLite format 3\0", 0, "SQLite database", "sqlite3 -csv -header '{path}' 'select text from ...' > texts.csv"),
     (b"\x89HDF\r\n\x1a\n", 0, "HDF5 file", _TO_LINES),
     (b"\x93NUMPY", 0, "NumPy array", _TO_LINES),
@@ -63,7 +59,7 @@ _MAGICS: tuple[tuple[bytes, int, str, str], ...] = (
 )
 
 
-def check_text(path: Path, head: bytes) -> None:
+def check_text(path: str | Path, head: bytes) -> None:
     """`NotTextError` for a file whose first `HEAD_BYTES`, unpacked, are those of something else than UTF-8 text.
 
     Letters alone make no picture or archive: a text may begin with "GIF89a". A PDF may be all letters.

@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from glassgpt.data.columnar import table_kind, table_rows
 from glassgpt.data.kinds import HEAD_BYTES, NotTextError, check_text
 from glassgpt.data.records import RecordError, json_lines, json_list, rows, text_of
 from glassgpt.data.spool import Spool
@@ -60,10 +61,9 @@ def read_file(path: Path, fields: Sequence[str], spool: Spool, watch: Callable[[
     try:
         with io.BufferedReader(Watched(path, watch), _CHUNK) as file:
             packing, stream = unpacked(path, file)
-            check_text(path, stream.peek(HEAD_BYTES)[:HEAD_BYTES])
-            kind = _kind(inner_suffix(path), stream.peek(_CHUNK))
+            kind = file_kind(path, packing, stream)
             packed = f" in {packing}" * bool(packing)
-            if kind in _RECORDS:
+            if kind in RECORD_KINDS:
                 return _read_records(path, kind, packed, stream, fields, spool)
             start, stop = _read_plain(path, stream, spool if packing else None)
             return TextFile(spool if packing else path, (start, stop), kind + packed)
@@ -72,12 +72,40 @@ def read_file(path: Path, fields: Sequence[str], spool: Spool, watch: Callable[[
         raise
 
 
-_RECORDS: dict[str, Callable[[Any], Iterator[tuple[int, Any]]]] = {
-    "JSONL": json_lines,
-    "JSON": json_list,
-    "CSV": rows,
-    "TSV": lambda file: rows(file, tabs=True),
-}
+RECORD_KINDS = ("JSONL", "JSON", "CSV", "TSV", "Parquet", "Arrow")
+
+
+def records_of(
+    name: str | Path, kind: str, stream: BinaryIO, fields: Sequence[str], groups: Sequence[int] | None = None
+) -> Iterator[tuple[int, Any]]:
+    """(line or row, value) of each record of a file of one of `RECORD_KINDS`; `groups` as in `table_rows`.
+
+    Raises `RecordError` where the file is damaged.
+    """
+    if kind == "JSONL":
+        return json_lines(stream)
+    if kind == "JSON":
+        return json_list(stream)
+    if kind in ("CSV", "TSV"):
+        return rows(stream, tabs=kind == "TSV")
+    return table_rows(str(name), stream, kind, fields, groups)
+
+
+def noun_of(kind: str) -> str:
+    """What a field of a record is called."""
+    return "field" if kind in ("JSONL", "JSON") else "column"
+
+
+def file_kind(path: str | Path, packing: str, stream: io.BufferedReader) -> str:
+    """What to read a file as: one of `RECORD_KINDS`, or as plain text; nothing is taken from `stream`.
+
+    Raises `NotTextError` where it is something else.
+    """
+    head, suffix = stream.peek(HEAD_BYTES)[:HEAD_BYTES], inner_suffix(path)
+    if not packing and (kind := table_kind(suffix, head)):  # what is packed cannot be read from its end, as these are
+        return kind
+    check_text(path, head)
+    return _kind(suffix, stream.peek(_CHUNK))
 
 
 def _kind(suffix: str, start: bytes) -> str:
@@ -100,10 +128,9 @@ def _read_records(
     path: Path, kind: str, packed: str, stream: io.BufferedReader, fields: Sequence[str], spool: Spool
 ) -> TextFile:
     bounds, places, empty = array("q", [spool.size]), Counter[str](), 0
-    noun = "column" if kind in ("CSV", "TSV") else "field"
-    line = 1
+    noun, line = noun_of(kind), 1
     try:
-        with contextlib.closing(_RECORDS[kind](stream)) as records:  # type: ignore[type-var]
+        with contextlib.closing(records_of(path, kind, stream, fields)) as records:  # type: ignore[type-var]
             for line, record in records:
                 try:
                     where, text = text_of(record, fields, noun)

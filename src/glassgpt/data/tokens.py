@@ -98,11 +98,6 @@ class TokenFile:
         return cls(path, tokens, n_bytes, n_vocab, fingerprint)
 
 
-def validation_part(run: str | Path, tokenizer: Tokenizer) -> TokenFile:
-    """The part of its text that the run in the directory `run` was measured on; errors as in `TokenFile.open`."""
-    return TokenFile.open(Path(run) / "data" / "validation.npy", tokenizer=tokenizer)
-
-
 def write_tokens(
     documents: Sequence[Document],
     tokenizer: Tokenizer,

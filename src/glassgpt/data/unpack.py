@@ -8,7 +8,7 @@ import importlib
 import io
 import zlib
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, cast
 
 _BUFFER = 1 << 20
@@ -29,7 +29,7 @@ class Watched(io.FileIO):
         return n
 
 
-def unpacked(path: Path, file: io.BufferedReader[Any]) -> tuple[str, io.BufferedReader[Any]]:
+def unpacked(path: str | Path, file: io.BufferedReader[Any]) -> tuple[str, io.BufferedReader[Any]]:
     """("gzip", "zstd" or "", the bytes in it) of a file, by its first bytes; `file` itself where it is neither.
 
     No more is unpacked at once than is asked for. Reading raises `ValueError` where the file is damaged; this
@@ -46,13 +46,14 @@ def unpacked(path: Path, file: io.BufferedReader[Any]) -> tuple[str, io.Buffered
     return raw.packing, io.BufferedReader(cast(io.RawIOBase, raw), _BUFFER)
 
 
-def inner_suffix(path: Path) -> str:
+def inner_suffix(path: str | Path) -> str:
     """How the name of what is in the file ends, in small letters: ".jsonl" of `texts.JSONL.gz`."""
-    return (path.with_suffix("") if path.suffix.lower() in _ENDINGS else path).suffix.lower()
+    name = PurePath(path)
+    return (name.with_suffix("") if name.suffix.lower() in _ENDINGS else name).suffix.lower()
 
 
 class _Unpacked(io.RawIOBase):
-    def __init__(self, path: Path, packing: str, file: Any, errors: tuple[type[Exception], ...]) -> None:
+    def __init__(self, path: str | Path, packing: str, file: Any, errors: tuple[type[Exception], ...]) -> None:
         self._path, self.packing, self._file, self._errors = path, packing, file, errors
 
     def readable(self) -> bool:
@@ -67,7 +68,7 @@ class _Unpacked(io.RawIOBase):
         return n
 
 
-def _zstd(path: Path) -> Any:
+def _zstd(path: str | Path) -> Any:
     """Python's module from 3.14 on, or the same one for older Pythons."""
     for name in ("compression.zstd", "backports.zstd"):
         with contextlib.suppress(ImportError):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+from glassgpt.generation.options import Sampling
 
 Scores = np.ndarray[Any, np.dtype[np.float32]]
 """(rows, vocab_size) float32: a score (logit) of each token to come next, for each row."""
@@ -84,3 +87,28 @@ class Speculative(Decoder, Protocol):
 
     def cut(self, row: int, n_tokens: int) -> None:
         """Keep the first tokens of a live row, as many as it holds or fewer; only where `can_cut`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """How a live row draws its next tokens, as `sampling.draw` does without a repetition penalty."""
+
+    sampling: Sampling
+    n_vocab: int
+    """Only ids below it are drawn."""
+    excluded: tuple[int, ...]
+    """Ids that are not."""
+    uniforms: Sequence[float]
+    """The random number of each token."""
+
+
+@runtime_checkable
+class RunsAhead(Decoder, Protocol):
+    """A decoder that can draw tokens itself, so that several steps are one call."""
+
+    def run(self, tokens: Sequence[int], draws: Sequence[Draw]) -> tuple[list[list[int]], Scores]:
+        """Append a token to each live row, then those that it draws; the drawn ones, and scores after the last.
+
+        Each row draws as many tokens as it has random numbers, all rows equally many, or all of them fewer: where it is
+        not certain that `sampling.draw` would draw the same token, nothing is drawn any more.
+        """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from glassgpt.generation.decoder import Draw
 from glassgpt.generation.decoder import Row as ScoreRow
 from glassgpt.generation.options import Generation
 from glassgpt.generation.sampling import UniformStream, UniqueIds, draw
@@ -55,6 +56,18 @@ class Row:
         """Draw this row's next token from (vocab_size,) scores; ids the tokenizer does not have are never drawn."""
         scores = scores[: self._tokenizer.n_vocab]
         return draw(self._generation, scores, self._seen.array, self._uniform.draw(), self._excluded)
+
+    def ahead(self, n: int) -> Draw | None:
+        """What `choose` would do for the next `n` tokens, where it does not depend on those."""
+        if self._generation.repetition_penalty != 1:
+            return None
+        uniforms = [self._uniform.peek(i) for i in range(n)]
+        return Draw(self._generation, self._tokenizer.n_vocab, self._excluded, uniforms)
+
+    def take(self, token: int) -> str:
+        """`accept` a token that was drawn by `ahead`, as if `choose` had."""
+        self._uniform.draw()
+        return self.accept(token)
 
     def guess(self, scores: ScoreRow, ahead: int) -> int:
         """The token that `choose` would draw from another model's scores after `ahead` further ones."""

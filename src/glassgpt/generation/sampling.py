@@ -151,7 +151,7 @@ def _kept(
             logits, scores = logits[: len(ids)], scores[ids]
         np.subtract(scores, best, out=logits)  # at most 0, so that no exponential overflows
         if sampling.temperature != 1:
-            logits /= _float32(sampling.temperature)
+            logits /= float32(sampling.temperature)
     least = math.log(sampling.min_p) if sampling.min_p else -math.inf
     if sampling.top_p is not None and sampling.top_p < 1:
         kept = _nucleus(logits, weights[: len(logits)], sampling.top_p, least)
@@ -171,7 +171,7 @@ def _adjusted(scores: Row, history: Sequence[int] | Ids, penalty: float, exclude
     if penalised:
         seen = np.asarray(history, dtype=np.intp)
         seen = seen[seen < len(scores)]  # a padded model's prompt may hold ids that its tokenizer lacks
-        old, factor = scores[seen], _float32(penalty)
+        old, factor = scores[seen], float32(penalty)
         scores[seen] = np.where(old > 0, old / factor, old * factor)
     if excluded:
         scores[list(excluded)] = -np.inf
@@ -204,7 +204,7 @@ def _nucleus(logits: npt.NDArray[Any], memory: npt.NDArray[Any], p: float, least
     `logits` has 0 as its maximum; tokens below `least` may be left out, as what comes next drops them. Of equal tokens
     the first are taken. A histogram finds the bin in which `p` is reached, and only that bin is sorted.
     """
-    total = float(np.exp(logits, out=memory).sum())
+    total = float(np.exp(logits, out=memory).sum(dtype=np.float64))
     # tokens below the floor have less than 1 - p together, so none of them is needed
     floor = min(max(math.log((1 - p) * total / len(logits)), least), -1.0)
     needed = np.flatnonzero(logits >= floor)
@@ -233,7 +233,7 @@ def _of(ids: Ids | None, index: Ids) -> Ids:
     return index if ids is None else ids[index]
 
 
-def _float32(value: float) -> np.float32:
+def float32(value: float) -> np.float32:
     """The nearest one above 0 and below infinity."""
     limits = np.finfo(np.float32)
     return np.float32(min(max(value, float(limits.tiny)), float(limits.max)))

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
+import time
 from collections import deque
 from collections.abc import Collection, Iterator
 
-from glassgpt.generation.decoder import Decoder, Prefix, Speculative
+from glassgpt.generation.decoder import Decoder, Draw, Prefix, RunsAhead, Speculative
 from glassgpt.generation.decoder import Row as ScoreRow
 from glassgpt.generation.loop import window
 from glassgpt.generation.prefixes import WORTH, Prefixes, Tokens
@@ -26,6 +28,12 @@ MOST_ROWS = 64
 
 MOST_BYTES = 2**31
 """Where `MOST_ROWS` would take more memory than this, in bytes, there are fewer."""
+
+MOST_AHEAD = 64
+"""The most tokens of a row that are decoded in one call: fewer where it would take longer than `AHEAD_SECONDS`."""
+
+AHEAD_SECONDS = 0.02
+"""So long a text does not go on for anybody to see, and a request is not cancelled."""
 
 Event = tuple["Request", str]
 
@@ -82,6 +90,7 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._reading: deque[Request] = deque()  # the next turn is the first one's
         self._live: list[Request] = []  # at the decoder's indices
+        self._step_seconds = math.inf  # of the last one
         self._numbers = itertools.count()
         self._prefixes = Prefixes(2 * decoder.context_length)
 
@@ -119,6 +128,17 @@ class Scheduler:
             self._waiting.remove(request)
             self._prefixes.forget(request.tokens)
 
+    def close(self) -> None:
+        """Cancel all requests, also after a step that Ctrl-C has broken off; the decoder has no live rows then."""
+        for request in (*self._live, *self._reading, *self._waiting):
+            request.row.finish_reason = request.row.finish_reason or "cancelled"
+            if request.proposer:
+                request.proposer.forget(request.row)
+        for request in list(self._live):
+            self._leave(request)
+        self._reading.clear()
+        self._waiting.clear()
+
     def run(self) -> Iterator[Event]:
         """`step` until every request has finished, those that are submitted meanwhile included."""
         while self.busy:
@@ -153,12 +173,39 @@ class Scheduler:
         return events
 
     def _append(self, live: list[Request]) -> list[Event]:
-        """One token for each live row."""
-        scores = self._decoder.step([request.row.ids[-1] for request in live])
-        for request in live:
-            request.n_held += 1
+        """One token for each live row, or several where nobody waits and the decoder draws them itself."""
+        tokens = [request.row.ids[-1] for request in live]
+        draws = self._draws(live)
+        start = time.perf_counter()
+        if draws:
+            assert isinstance(self._decoder, RunsAhead)
+            drawn, scores = self._decoder.run(tokens, draws)
+        else:
+            drawn, scores = [[] for _ in live], self._decoder.step(tokens)
+        self._step_seconds = (time.perf_counter() - start) / (len(drawn[0]) + 1)
+        events = []
+        for request, ahead, score in zip(live, drawn, scores, strict=True):
+            row, text = request.row, ""
+            request.n_held += 1 + len(ahead)
             self._tally.n_drawn += request.proposer is not None
-        return [self._draw(request, score) for request, score in zip(live, scores, strict=True)]
+            for token in ahead:
+                if row.finish_reason is None:
+                    text += row.take(token)
+            if row.finish_reason is None:
+                text += row.accept(row.choose(score))
+            events.append((request, text))
+        return events
+
+    def _draws(self, live: list[Request]) -> list[Draw]:
+        """What each row draws in one call of the decoder, besides the token after it; nothing where it cannot be."""
+        if not isinstance(self._decoder, RunsAhead) or self._waiting or self._reading:
+            return []
+        room = min(min(request.row.n_left, self._decoder.context_length - request.n_held) for request in live)
+        n = min(room, MOST_AHEAD, int(AHEAD_SECONDS / self._step_seconds)) - 1
+        if n < 1 or any(request.proposer for request in live):
+            return []
+        draws = [draw for request in live if (draw := request.row.ahead(n))]
+        return draws if len(draws) == len(live) else []
 
     def _proposed(self, live: list[Request]) -> list[list[int]]:
         """For each live row the guesses at what follows its next token, within what it may have and hold."""

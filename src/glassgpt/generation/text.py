@@ -184,14 +184,25 @@ def _run(
     draft: LanguageModel | Decoder | None,
     tally: Tally | None,
 ) -> Iterator[tuple[int, str]]:
-    """(row number, new text) as it is drawn; nothing is computed before the first one is asked for."""
+    """(row number, new text) as it is drawn; nothing is computed before the first one is asked for.
+
+    Who stops asking leaves a decoder without live rows, for the next text.
+    """
     scheduler = Scheduler(decoder_for(model, longest), tally=tally)
     proposers = proposers_for(tokenizer, draft, longest)
     if draft is not None:
         for row in rows:
             prompt_ids(draft, tokenizer, row.ids)  # ids beyond the tokenizer's may be the model's, and not the draft's
     numbers = {scheduler.submit(row, proposers[row.speculate]): number for number, row in enumerate(rows)}
-    return ((numbers[request], text) for request, text in scheduler.run())
+
+    def run() -> Iterator[tuple[int, str]]:
+        try:
+            for request, text in scheduler.run():
+                yield numbers[request], text
+        finally:
+            scheduler.close()
+
+    return run()
 
 
 def proposers_for(

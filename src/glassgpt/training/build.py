@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from glassgpt.config import GPTConfig
 from glassgpt.language_model import seeded
@@ -42,6 +44,9 @@ def ready(model: GPTModel, settings: Settings) -> Trainee:
     roles = model.parameter_roles()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(roles[name] not in settings.freeze)
+    if settings.activation_checkpointing:
+        for block in model.trf_blocks:
+            setattr(block, "forward", functools.partial(checkpoint, block.forward, use_reentrant=False))  # noqa: B010
     return Trainee(model.train(), NextTokenLoss(model), build_optimizers(model, settings))
 
 

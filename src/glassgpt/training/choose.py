@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from glassgpt.config import GPTConfig
 from glassgpt.data.corpus import Document
+from glassgpt.data.vocabulary import MAX_BPE_BYTES, named_tokenizer, trained_bpe, vocabulary_size
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.progress import Progress
-from glassgpt.training.settings import TOKENIZERS
-
-MAX_BPE_BYTES = 2**26
-"""Text that a BPE is trained on: more changes next to nothing in its merges, and takes minutes and much memory."""
-
-
-def check_tokenizer(tokenizer: Tokenizer | str | Path | None) -> None:
-    """`ValueError` for a name that is neither one of `TOKENIZERS` nor something on the disk."""
-    if isinstance(tokenizer, (str, Path)) and tokenizer not in TOKENIZERS and not Path(tokenizer).exists():
-        raise ValueError(
-            f"tokenizer {str(tokenizer)!r} must be one of {', '.join(TOKENIZERS)}, or a directory that holds one"
-        )
 
 
 def choose_tokenizer(
@@ -39,26 +26,18 @@ def choose_tokenizer(
 
     The BPE is trained on the training part, or on `MAX_BPE_BYTES` spread over it.
     """
-    if name is not None and name not in TOKENIZERS:
-        return Tokenizer.load(name)
-    if name == "gpt2":
-        return Tokenizer.gpt2()
-    if name == "byte":
-        return Tokenizer.bytes_()
-
+    if (tokenizer := named_tokenizer(name)) is not None:
+        return tokenizer
     if name == "char":  # an alphabet is no knowledge of the text, and one letter missing could not be measured at all
         return Tokenizer.characters(_texts([*train, *validation], "collecting characters", progress))
     n_bytes = sum(document.n_bytes for document in (*train, *validation))
-    # about one token of vocabulary for each 2 kB of text, in powers of two
-    size = vocab_size or min(16384, max(512, 2 ** round(math.log2(max(n_bytes, 1) / 2000))))
     share = min(1.0, MAX_BPE_BYTES / sum(document.n_bytes for document in train))
     part = "the training part" if share == 1 else f"{share:.0%} of the training part, spread evenly"
     progress.message(f"training a tokenizer on {part}")
     # the n-th text is taken where n shares reach the next whole number
     texts = enumerate(_texts(train, "counting words", progress))
     sample = (text for n, text in texts if int((n + 1) * share) > int(n * share))
-    with _afterwards("merging pairs", sample, progress) as told:
-        tokenizer = Tokenizer.train_bpe(told, size)
+    tokenizer = trained_bpe(sample, vocab_size or vocabulary_size(n_bytes), progress.work)
     choices.append(f"tokenizer: BPE of {tokenizer.n_vocab:,} tokens, trained on {part}")
     return tokenizer
 
@@ -71,34 +50,6 @@ def _texts(documents: Sequence[Document], work: str, progress: Progress) -> Iter
             yield text
             done += len(text.encode("utf-8"))
             progress.work(work, done, total)
-
-
-@contextlib.contextmanager
-def _afterwards(work: str, texts: Iterable[str], progress: Progress) -> Iterator[Iterator[str]]:
-    """Gives `texts`; what the body does once it has taken them all is work whose end is unknown, told every second.
-
-    The tokenizers library does it in one call, and tells nobody how far it is.
-    """
-    ended = threading.Event()
-
-    def tell() -> None:
-        progress.work(work, 0, 0)
-        while not ended.wait(1):
-            progress.work(work, 0, 0)
-
-    thread = threading.Thread(target=tell, daemon=True)
-
-    def told() -> Iterator[str]:
-        yield from texts
-        thread.start()
-
-    try:
-        yield told()
-    finally:
-        ended.set()
-        if thread.ident is not None:
-            thread.join()
-            progress.work(work, 1, 1)
 
 
 def shapes_for(n_bytes: int) -> list[str]:

@@ -8,14 +8,16 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from glassgpt.data.corpus import read_corpus
 from glassgpt.data.loader import evaluation_batches
-from glassgpt.data.tokens import TokenFile, validation_part, write_tokens
+from glassgpt.data.mixture import Tokens
+from glassgpt.data.sources import ValidationSide, validation_part
+from glassgpt.data.tokens import write_tokens
 from glassgpt.language_model import LanguageModel
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.objective import NextTokenLoss
@@ -86,7 +88,9 @@ def evaluate_run(
     return _measured(model, tokens, batch_size, progress or Progress())
 
 
-def _measured(model: LanguageModel | CPUDecoder, tokens: TokenFile, batch_size: int, progress: Progress) -> Evaluation:
+def _measured(
+    model: LanguageModel | CPUDecoder, tokens: ValidationSide, batch_size: int, progress: Progress
+) -> Evaluation:
     n_targets = max(1, tokens.n_tokens - 1)
 
     def told(done: int) -> None:
@@ -101,7 +105,7 @@ def _measured(model: LanguageModel | CPUDecoder, tokens: TokenFile, batch_size: 
     return Evaluation(loss, math.exp(min(loss, 700)), bits, tokens.n_tokens, tokens.n_bytes)
 
 
-def _loss_of_scores(decoder: CPUDecoder, tokens: np.ndarray[Any, Any], told: Callable[[int], None]) -> float:
+def _loss_of_scores(decoder: CPUDecoder, tokens: Tokens, told: Callable[[int], None]) -> float:
     """The same mean over the same windows, from the scores of a compiled decoder."""
     total, count = 0.0, 0
     for inputs, targets in evaluation_batches(tokens, 1, decoder.context_length):

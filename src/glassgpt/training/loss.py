@@ -17,6 +17,8 @@ IGNORE = -100
 """A target that does not count, as in `torch.nn.functional.cross_entropy`."""
 
 _PIECE = 2**24  # scores at once: 64 MB in float32
+_COLUMNS = 2**13  # of the vocabulary, in one product
+_BLOCK = 2**19  # of these, so many at a time go through the softmax, which stays in the processor's cache
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -38,32 +40,47 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             low_weight, low_hidden = weight.to(dtype), hidden.to(dtype)
             grad_weight = torch.zeros_like(weight) if needs_grad else None
-            grad_hidden = torch.empty_like(hidden) if needs_grad else None
+            grad_hidden = torch.zeros_like(hidden) if needs_grad else None
             total = hidden.new_zeros((), dtype=torch.float32)
-            for rows in torch.arange(len(hidden)).split(max(1, _PIECE // len(weight))):
-                piece = slice(int(rows[0]), int(rows[-1]) + 1)
+            parts = _slices(len(weight), _COLUMNS)
+            for piece in _slices(len(hidden), _PIECE // len(weight)):
                 x, target = low_hidden[piece], targets[piece]
-                counts = (target != IGNORE).float()
-                index = target.clamp(min=0)[:, None]
-                scores = (x @ low_weight.T).float()
-                normaliser = scores.logsumexp(dim=1)
-                total += ((normaliser - scores.gather(1, index)[:, 0]) * counts).sum()
+                scores = torch.empty(len(x), len(weight), dtype=dtype, device=hidden.device)
+                for part in parts:
+                    torch.mm(x, low_weight[part].T, out=scores[:, part])
+                for block in _slices(len(x), (_BLOCK if device == "cpu" else _PIECE) // len(weight)):
+                    total += _softmax_loss(scores[block], target[block], needs_grad)
                 if grad_weight is not None and grad_hidden is not None:
-                    # d loss / d scores = softmax - onehot, made in place; both are 0 for a target that is ignored
-                    normaliser = normaliser.masked_fill(counts == 0, torch.inf)
-                    probabilities = scores.sub_(normaliser[:, None]).exp_()
-                    probabilities.scatter_add_(1, index, -counts[:, None])
-                    low = probabilities.to(dtype)
-                    grad_hidden[piece] = low @ low_weight
-                    if dtype == weight.dtype:
-                        grad_weight.addmm_(low.T, x)
-                    else:
-                        grad_weight += low.T @ x
+                    for part in parts:
+                        grad_hidden[piece] += scores[:, part] @ low_weight[part]
+                        grad_weight[part] += scores[:, part].T @ x
         if needs_grad:
-            ctx.save_for_backward(grad_hidden, grad_weight)
+            ctx.grads = grad_hidden, grad_weight
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
+        grad_hidden, grad_weight = ctx.grads
+        del ctx.grads  # the weight's gradient becomes `weight.grad` as it is, if nobody else holds it
         return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None
+
+
+def _softmax_loss(scores: Tensor, targets: Tensor, needs_grad: bool) -> Tensor:
+    """The loss of some rows of scores, which are lost; with `needs_grad` they become its gradient: softmax - onehot."""
+    counts = (targets != IGNORE).float()
+    index = targets.clamp(min=0)[:, None]
+    wide = scores.float()
+    largest = wide.amax(dim=1, keepdim=True)
+    of_targets = wide.gather(1, index) - largest
+    weights = wide.sub_(largest).exp_()
+    total = weights.sum(dim=1, keepdim=True)
+    loss = ((total.log() - of_targets)[:, 0] * counts).sum()
+    if needs_grad:
+        weights.mul_(counts[:, None] / total)  # what is ignored has no gradient
+        scores.copy_(weights.scatter_add_(1, index, -counts[:, None]))
+    return loss
+
+
+def _slices(n: int, size: int) -> list[slice]:
+    """From 0 to `n` in parts of `size`, or of 1 where it is less."""
+    return [slice(start, start + max(1, size)) for start in range(0, n, max(1, size))]

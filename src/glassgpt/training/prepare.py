@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,16 +15,18 @@ from glassgpt.checkpoint import fingerprint
 from glassgpt.data.baselines import corpus_baselines
 from glassgpt.data.corpus import Document, default_corpus, read_corpus, split_documents
 from glassgpt.data.loader import BatchLoader
-from glassgpt.data.tokens import TokenFile, write_tokens
-from glassgpt.device import pick_dtype
+from glassgpt.data.sources import Source, TrainingSide, ValidationSide, open_sources, sources_of, write_sources
+from glassgpt.data.tokens import write_tokens
+from glassgpt.data.vocabulary import named_tokenizer
 from glassgpt.files import write_text
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.choose import choose_tokenizer
+from glassgpt.training.number_type import choose_dtype
 from glassgpt.training.plan import fitting, planned
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared
 from glassgpt.training.repeat import data_of
-from glassgpt.training.request import Request, Start
+from glassgpt.training.request import Like, Request, Start
 from glassgpt.training.run_directory import RUN_FILE, TRAIN_FILE
 from glassgpt.training.settings import Settings
 from glassgpt.training.train_file import begun_with, train_toml
@@ -39,15 +42,18 @@ def prepare(
     """
     settings = request.checked(device).with_rates(start.model.n_parameters() if start else None)
     choices: list[str] = []
-    parts = (_repeated if request.like else _encoded)(request, start, settings, out, run, choices, progress)
-    tokenizer, train, validation = parts
-    shapes = fitting(request, request.shapes(train.n_bytes + validation.n_bytes, start), tokenizer, train.n_tokens)
+    for text in request.texts if request.like is None else ():
+        if Path(text).resolve().is_relative_to(out.resolve()):
+            raise ValueError(f"the text {text} lies in {out}: choose a directory of its own for the run")
+    tokenizer, train, validation = _data(request, start, out, run, settings, choices, progress)
+    n_bytes = train.n_bytes + validation.n_bytes
+    shapes = fitting(request, request.shapes(n_bytes, start), tokenizer, train.n_tokens)
     config = shapes[0][1]
     BatchLoader(  # raises for a text shorter than one block
         train.tokens, batch_size=settings.batch_size, context_length=config.context_length, seed=settings.seed
     )
     baselines = corpus_baselines(train.tokens, validation.tokens, tokenizer.n_vocab)
-    dtype, reason = pick_dtype(settings.dtype, device, config.emb_dim)
+    dtype, reason = choose_dtype(settings.dtype, device, config, settings.rows_at_once)
     settings = dataclasses.replace(settings, dtype=dtype)  # so a resume elsewhere computes the same
     choices.append(f"numbers: {dtype} ({reason})")
     prepared = Prepared(
@@ -66,35 +72,20 @@ def prepare(
     return prepared
 
 
-_Parts = tuple[Tokenizer, TokenFile, TokenFile]
-
-
-def _repeated(
-    request: Request, start: Start | None, settings: Settings, out: Path, run: Path, choices: list[str], _: Progress
-) -> _Parts:
-    """Tokenizer and tokens of the run that is repeated."""
-    like, tokenizer = request.like, request.tokenizer
-    assert like is not None and isinstance(tokenizer, Tokenizer)
-    check_sample(tokenizer, settings)
-    parts = data_of(request, start, run)
-    changed = f"; what was changed later is not repeated: {', '.join(like.changed)}" if like.changed else ""
-    choices.append(f"repeats {like.run}: its tokenizer and tokens, and what is not said, as it began{changed}")
-    return tokenizer, *parts
-
-
-def _encoded(
+def _data(
     request: Request,
     start: Start | None,
-    settings: Settings,
     out: Path,
     run: Path,
+    settings: Settings,
     choices: list[str],
     progress: Progress,
-) -> _Parts:
-    """Tokenizer and tokens of the text."""
-    for text in request.texts:
-        if Path(text).resolve().is_relative_to(out.resolve()):
-            raise ValueError(f"the text {text} lies in {out}: choose a directory of its own for the run")
+) -> tuple[Tokenizer, TrainingSide, ValidationSide]:
+    """(tokenizer, training, validation): text is encoded into `run`, datasets are checked and stay where they are."""
+    if request.like is not None:
+        return _repeated_data(request, request.like, start, run, settings, choices)
+    if (sources := sources_of(request.texts)) is not None:
+        return _prepared_data(sources, request, start, run, settings, choices, progress)
     progress.message("reading the text" if request.texts else "reading Python's own manual")
     documents = _read(request, out, progress)
     n_bytes = sum(document.n_bytes for document in documents)
@@ -114,6 +105,45 @@ def _encoded(
         write_tokens(part, tokenizer, run / "data" / f"{name}.npy", progress=partial(progress.work, "encoding"))
         for name, part in (("train", train_part), ("validation", validation_part))
     )
+    return tokenizer, train, validation
+
+
+def _repeated_data(
+    request: Request, like: Like, start: Start | None, run: Path, settings: Settings, choices: list[str]
+) -> tuple[Tokenizer, TrainingSide, ValidationSide]:
+    tokenizer = request.tokenizer
+    assert isinstance(tokenizer, Tokenizer)
+    check_sample(tokenizer, settings)
+    parts = data_of(like, tokenizer, start, run)
+    changed = f"; what was changed later is not repeated: {', '.join(like.changed)}" if like.changed else ""
+    choices.append(f"repeats {like.run}: its tokenizer and tokens, and what is not said, as it began{changed}")
+    return tokenizer, *parts
+
+
+def _prepared_data(
+    sources: Sequence[Source],
+    request: Request,
+    start: Start | None,
+    run: Path,
+    settings: Settings,
+    choices: list[str],
+    progress: Progress,
+) -> tuple[Tokenizer, TrainingSide, ValidationSide]:
+    if request.fields():
+        raise ValueError(f"text fields {', '.join(request.fields())}: a dataset has none, its text is encoded already")
+    if request.tokenizer in ("bpe", "char"):
+        raise ValueError(
+            f"tokenizer {request.tokenizer!r}: a dataset has the tokenizer it was prepared with; leave it out"
+        )
+    wanted = start.tokenizer if start else named_tokenizer(request.tokenizer)
+    tokenizer, train, validation = open_sources(sources, wanted)
+    check_sample(tokenizer, settings)
+    progress.message("checking the tokens")
+    for part in (train, validation):
+        part.verify()
+    write_sources(run, sources)
+    names = ", ".join(f"{source.path}{f' by {source.weight:g}' if source.weight else ''}" for source in sources)
+    choices.append(f"tokens: {train.n_tokens:,} for training, {validation.n_tokens:,} for validation, of {names}")
     return tokenizer, train, validation
 
 

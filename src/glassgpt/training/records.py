@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from glassgpt.config import GPTConfig
 from glassgpt.data.baselines import Baselines
-from glassgpt.data.tokens import TokenFile
+from glassgpt.data.sources import TrainingSide, ValidationSide
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.settings import Settings
 
@@ -21,8 +21,8 @@ class Prepared:
     config: GPTConfig
     settings: Settings
     tokenizer: Tokenizer
-    train: TokenFile
-    validation: TokenFile
+    train: TrainingSide
+    validation: ValidationSide
     baselines: Baselines
     choices: list[str]
     """What was picked and why, one line each, to be shown."""

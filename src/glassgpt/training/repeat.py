@@ -15,7 +15,7 @@ import torch
 
 from glassgpt.checkpoint import fingerprint
 from glassgpt.config import WEIGHTS_LEAVE_OPEN
-from glassgpt.data.tokens import TokenFile
+from glassgpt.data.sources import TrainingSide, ValidationSide, open_run, read_sources, write_sources
 from glassgpt.files import link_or_copy
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.request import IN_MEMORY, Like, Request, Start
@@ -75,19 +75,18 @@ def request_of(keywords: Mapping[str, Any], device: torch.device) -> Request:
     return like(request, Path(keywords["like"]), device) if "like" in keywords else request
 
 
-def data_of(request: Request, start: Start | None, run: Path) -> tuple[TokenFile, TokenFile]:
-    """The parts of the run that is repeated, linked or copied into the new directory `run`.
+def data_of(like: Like, tokenizer: Tokenizer, start: Start | None, run: Path) -> tuple[TrainingSide, ValidationSide]:
+    """The data of the run that is repeated, for the new directory `run`: files are linked or copied, datasets stay.
 
     `ValueError` or `FileNotFoundError` where they, or the weights in `start`, are not those that it began with.
     """
-    assert request.like is not None and isinstance(request.tokenizer, Tokenizer)
-    source = request.like.run
-    if start is not None and request.like.source_fingerprint not in (None, fingerprint(start.model)):
-        raise ValueError(f"{start.name} has other weights than when {source} began with them: it cannot be repeated")
-    for part in open_data(source, read_run(source), request.tokenizer):
-        for name in (part.path.name, f"{part.path.name}.json"):
-            link_or_copy(part.path.with_name(name), run / "data" / name)
+    if start is not None and like.source_fingerprint not in (None, fingerprint(start.model)):
+        raise ValueError(f"{start.name} has other weights than when {like.run} began with them: it cannot be repeated")
+    for part in open_data(like.run, read_run(like.run), tokenizer):
         part.close()
-    parts = (run / "data" / f"{name}.npy" for name in ("train", "validation"))
-    train, validation = (TokenFile.open(path, tokenizer=request.tokenizer) for path in parts)
-    return train, validation
+    if (sources := read_sources(like.run)) is not None:
+        write_sources(run, sources)
+    else:
+        for name in ("train.npy", "train.npy.json", "validation.npy", "validation.npy.json"):
+            link_or_copy(like.run / "data" / name, run / "data" / name)
+    return open_run(run, tokenizer)

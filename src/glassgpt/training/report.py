@@ -95,9 +95,9 @@ def _charts(run: Look) -> str:
         line = [(round(x), y) for x, y in training]
         view = chart.frame(line, [(round(x), y) for x, y in validation], [value for _, value in baselines])
         bounds = view.bottom, view.top
-    rates = [Series("AdamW", _each(steps, "rate", settings.learning_rate or 1.0), "a")]
+    rates = [Series("AdamW", _means(_each(steps, "rate", settings.learning_rate or 1.0)), "a")]
     if settings.optimizer == "muon":
-        rates.append(Series("Muon", _each(steps, "rate", settings.muon_learning_rate or 1.0), "b"))
+        rates.append(Series("Muon", _means(_each(steps, "rate", settings.muon_learning_rate or 1.0)), "b"))
     loss = [Series("training", training, "pale"), Series("validation", validation, "a", dots=True)]
     figures = [
         ("Loss, nats per token", svg_chart(loss, levels=baselines, bounds=bounds), loss),

@@ -13,12 +13,13 @@ import torch
 
 from glassgpt.checkpoint import load_model
 from glassgpt.config import WEIGHTS_LEAVE_OPEN, GPTConfig, preset
+from glassgpt.data.vocabulary import TOKENIZERS, check_tokenizer
 from glassgpt.device import check_dtype
 from glassgpt.model import GPTModel
 from glassgpt.packages import require
 from glassgpt.tokenizer import Tokenizer
-from glassgpt.training.choose import changed, check_tokenizer, shapes_for
-from glassgpt.training.settings import TOKENIZERS, Settings
+from glassgpt.training.choose import changed, shapes_for
+from glassgpt.training.settings import Settings
 
 IN_MEMORY = "a model in memory"
 """The name of weights that come from nowhere else."""

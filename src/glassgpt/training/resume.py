@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from glassgpt.data.sources import read_sources, sources_of, write_sources
 from glassgpt.files import write_text
 from glassgpt.json_file import read_json
 from glassgpt.model import GPTModel
@@ -36,7 +37,7 @@ _CHANGEABLE = frozenset(
 _ON_DEMAND = frozenset(
     {
         *("batch_size", "micro_batch_size", "learning_rate", "muon_learning_rate", "weight_decay", "warmup_steps"),
-        *("final_rate", "grad_clip", "dtype", "seed", "keep"),
+        *("final_rate", "grad_clip", "dtype", "seed", "keep", "activation_checkpointing"),
     }
 )
 # How choices begin that tell what the run was to be when it began; a resume says itself how far it goes
@@ -54,7 +55,8 @@ def reopen(out: Path, request: Request, change: bool = False) -> tuple[Prepared,
         raise FileNotFoundError(f"{out} holds no run to resume: {RUN_FILE} is missing")
     record, tokenizer = read_run(out), Tokenizer.load(out)
     before = record.settings
-    if differences := _differences(request, record, tokenizer, change):
+    now = sources_of(request.texts) if read_sources(out) is not None else None  # datasets may have moved there
+    if differences := _differences(request, record, tokenizer, change, now is not None):
         raise _refusal(out, differences)
     changeable = _CHANGEABLE | (_ON_DEMAND if change else frozenset())
     changed = {name: value for name, value in _asked(request).items() if name in changeable}
@@ -64,7 +66,9 @@ def reopen(out: Path, request: Request, change: bool = False) -> tuple[Prepared,
     if settings.steps is None or settings.steps < taken:
         raise ValueError(f"steps {settings.steps} is below the {taken} that {out} has taken already: ask for more")
     check_sample(tokenizer, settings)
-    train, validation = open_data(out, record, tokenizer)
+    train, validation = open_data(out, record, tokenizer, now)
+    if now is not None:
+        write_sources(out, now)
     warn_of_torch(out, record)
     choices = [choice for choice in record.choices if not choice.startswith(_PLANS)]
     early = () if "eval_every" in changed else record.early
@@ -117,8 +121,13 @@ def _asked(request: Request) -> dict[str, Any]:
     return {name: values[name] for name in request.settings if values[name] not in picked}
 
 
-def _differences(request: Request, record: RunRecord, tokenizer: Tokenizer, change: bool) -> list[_Difference]:
-    """What was asked for now that contradicts what the run began with, and that must not `change`."""
+def _differences(
+    request: Request, record: RunRecord, tokenizer: Tokenizer, change: bool, datasets: bool
+) -> list[_Difference]:
+    """What was asked for now that contradicts what the run began with, and that must not `change`.
+
+    Where it trains on `datasets`, others are told by their tokens, not by their names.
+    """
     settings, config = record.settings.to_dict(), record.config
     free = _CHANGEABLE | (_ON_DEMAND if change else frozenset())
     differences = [
@@ -127,7 +136,7 @@ def _differences(request: Request, record: RunRecord, tokenizer: Tokenizer, chan
         if now != settings[name] and name not in free
     ]
     texts, fields = [str(text) for text in request.texts], request.fields()
-    if texts and not _same_paths(texts, record.texts):
+    if texts and not datasets and not _same_paths(texts, record.texts):
         differences.append(_Difference("the text", _listed(record.texts), _listed(texts)))
     if fields and fields != record.text_fields:
         differences.append(

@@ -36,7 +36,7 @@ _model = "|".join(map(re.escape, MODEL_FILES))
 _OURS = re.compile(
     rf"{'|'.join(map(re.escape, (RUN_FILE, TRAIN_FILE, LOG, CSV, SAMPLES, PLOT, REPORT)))}|{_model}"
     rf"|{TENSORBOARD}(/events\.out\.tfevents\.\d+\.glassgpt)?"
-    r"|data(/(train|validation)\.npy(\.json)?)?"
+    r"|data(/((train|validation)\.npy(\.json)?|sources\.json))?"
     rf"|checkpoints(/step-\d{{8}}(/({_model}|training_state(/(optimizer\.safetensors|state\.json))?))?)?"
 )
 

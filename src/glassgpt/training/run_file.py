@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from glassgpt.config import GPTConfig
 from glassgpt.data.baselines import Baselines
-from glassgpt.data.tokens import TokenFile
+from glassgpt.data.sources import Source, TrainingSide, ValidationSide, open_run
 from glassgpt.json_file import read_json
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.run_directory import MAX_RUN_BYTES, RUN_FILE
@@ -81,15 +82,17 @@ def read_run(run: Path) -> RunRecord:
         raise ValueError(f"{run / RUN_FILE} is damaged: {error!r}") from None
 
 
-def open_data(run: Path, record: RunRecord, tokenizer: Tokenizer) -> tuple[TokenFile, TokenFile]:
+def open_data(
+    run: Path, record: RunRecord, tokenizer: Tokenizer, now: Sequence[Source] | None = None
+) -> tuple[TrainingSide, ValidationSide]:
     """The training and the validation part of a run, whole and unchanged: `ValueError` or `FileNotFoundError` if not.
 
-    Reads them once: about a second per GB.
+    `now` is where its datasets are by now. Reads all once: about a second per GB.
     """
-    parts = [run / "data" / f"{name}.npy" for name in ("train", "validation")]
-    train, validation = (TokenFile.open(path, tokenizer=tokenizer) for path in parts)
+    train, validation = open_run(run, tokenizer, now)
     if (train.fingerprint, validation.fingerprint) != record.digests:
-        raise ValueError(f"{run / 'data'} is not the data this run began with: it can be neither resumed nor repeated")
+        place = ", ".join(str(source.path) for source in now or ()) or run / "data"
+        raise ValueError(f"{place} is not the data this run began with: it can be neither resumed nor repeated")
     for part in (train, validation):
         part.verify()
     return train, validation

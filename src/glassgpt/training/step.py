@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from glassgpt.data.loader import evaluation_batches
+from glassgpt.data.mixture import Tokens
 from glassgpt.language_model import evaluating
 from glassgpt.training.loss import IGNORE
 from glassgpt.training.objective import NextTokenLoss
@@ -88,7 +88,7 @@ def accumulate_gradients(
 @torch.no_grad()
 def evaluate_loss(
     objective: NextTokenLoss,
-    tokens: np.ndarray[Any, Any],
+    tokens: Tokens,
     batch_size: int,
     max_blocks: int | None = None,
     dtype: torch.dtype = torch.float32,

@@ -21,13 +21,14 @@ import torch
 from glassgpt.config import GPTConfig, GPTConfigKeywords
 from glassgpt.cores import available_cores
 from glassgpt.data.loader import BatchLoader
-from glassgpt.data.tokens import TokenFile
+from glassgpt.data.sources import open_run
 from glassgpt.device import DTYPES, pick_device, set_threads
 from glassgpt.language_model import seeded
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training import repeat
 from glassgpt.training.build import Trainee, build
+from glassgpt.training.heap import heap_kept
 from glassgpt.training.prepare import prepare
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared, RunState, TrainingFailedError, TrainResult
@@ -67,6 +68,9 @@ def train(
 ) -> TrainResult:
     """Train a GPT on text files or folders (none: Python's own manual) and write it to the directory `out`.
 
+    `texts` may also name datasets of `prepare`, or directories of nanoGPT's and llm.c's token files: they are read
+    where they are, with their own tokenizer, and several of them by weight: `["web=0.7", "books=0.3"]`.
+
     Without `model` the model is new. Its `shape` is a `GPTConfig`, a preset's name, or None: picked from the text's
     size and the time; `config` has the fields of it that shall be otherwise, such as `{"n_layers": 3}`. `tokenizer` is
     one of "gpt2", "bpe", "char" and "byte", a directory, or a `Tokenizer`; None is a BPE trained on the text.
@@ -100,7 +104,7 @@ def train(
     request.checked(where)
     if resume and not out.is_dir():
         raise FileNotFoundError(f"{out} holds no run to resume: there is no such directory")
-    with seeded(), _threads_restored(), locked(out):
+    with seeded(), _threads_restored(), heap_kept(), locked(out):
         recover(out)
         if resume:
             prepared, trainee, state = _reopen(out, request, change, threads, where, progress)
@@ -132,7 +136,7 @@ def _begin(out: Path, request: Request, device: torch.device, progress: Progress
 
 
 def _with_data_in(out: Path, prepared: Prepared) -> Prepared:
-    train, validation = (TokenFile.open(out / "data" / f"{name}.npy") for name in ("train", "validation"))
+    train, validation = open_run(out, prepared.tokenizer)
     return dataclasses.replace(prepared, train=train, validation=validation)
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glassgpt.config import PRESETS, WEIGHTS_LEAVE_OPEN, GPTConfig
+from glassgpt.data.vocabulary import TOKENIZERS
 from glassgpt.options import Options, Rule, check, nearest
 from glassgpt.toml_file import place_of, read_toml, toml_value
-from glassgpt.training.settings import TOKENIZERS, Settings
+from glassgpt.training.settings import Settings
 
 if TYPE_CHECKING:
     from glassgpt.training.records import Prepared

@@ -11,7 +11,7 @@ import torch
 from glassgpt.checkpoint import load_model, save_model
 from glassgpt.config import GPTConfig
 from glassgpt.data.corpus import manual_topics, read_corpus
-from glassgpt.data.tokens import validation_part
+from glassgpt.data.sources import validation_part
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.weights.formats import WRITABLE

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from glassgpt.data.corpus import Document
+from glassgpt.data.mixture import Tokens
 from glassgpt.language_model import LanguageModel
 from glassgpt.tokenizer import Tokenizer
 
@@ -35,7 +35,7 @@ class Sample:
 
     title: str
     """Which text it is, in words."""
-    tokens: np.ndarray[Any, Any]
+    tokens: Tokens
     """(n,) ids, at least two."""
 
     def __post_init__(self) -> None:

@@ -1,8 +1,6 @@
 """Each kernel beside its plain formula, and each tile in the forms of other machines."""
 
 import math
-import subprocess
-import sys
 import threading
 from typing import Any
 
@@ -14,10 +12,11 @@ from numba import njit
 
 from glassgpt.generation.cpu import kernels
 from glassgpt.generation.cpu import panels as panels_of
+from glassgpt.generation.cpu.cache import CACHES, new_cache
 from glassgpt.generation.cpu.numbers import GROUP, Groups, to_groups, zeros
 from glassgpt.generation.cpu.panels import filled
 from glassgpt.generation.cpu.team import Team, finish, new_phases, take, wait
-from glassgpt.generation.cpu.tiles import HERE, PANEL, Machine, features, tile
+from glassgpt.generation.cpu.tiles import PANEL, Machine, features, tile
 from glassgpt.generation.cpu.weights import PRECISIONS
 
 RANDOM = np.random.default_rng(7)
@@ -35,18 +34,18 @@ def in_panels(matrix: np.ndarray, precision: str) -> tuple[np.ndarray, np.ndarra
     scales = zeros((panels, columns // GROUP * PANEL if OFFSETS[precision] else 0), np.uint16)
     if precision == "float32":
         data = zeros((panels, columns * PANEL), np.float32)
-        panels_of.pack(matrix, data)
+        panels_of.pack(matrix, 0, data)
         return data, scales, matrix.astype(np.float64)
     if precision == "bfloat16":
         data = zeros((panels, columns * PANEL), np.uint16)
-        panels_of.pack(matrix, data)
+        panels_of.pack(matrix, 0, data)
         bits = matrix.view(np.uint32).astype(np.uint64)
         upper = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).astype(np.uint32)
         return data, scales, upper.view(np.float32).astype(np.float64)
     groups = to_groups(matrix, 8 if precision == "int8" else 4)
     data = zeros((panels, columns * PANEL // (1 if precision == "int8" else 2)), np.int8)
     data = data if precision == "int8" else data.view(np.uint8)
-    panels_of.pack(groups.numbers, data)
+    panels_of.pack(groups.numbers, 0, data)
     panels_of.pack_scales(groups.scales, scales)
     return data, scales, groups.to_float32().astype(np.float64)
 
@@ -130,13 +129,13 @@ def test_norms() -> None:
 @pytest.mark.parametrize("window", [1, 3, 70, 1000])
 @pytest.mark.parametrize("n", [1, 4, 40, 150])
 @pytest.mark.parametrize("head_dim", [5, 64, 72])
-def test_attention(window: int, n: int, head_dim: int) -> None:
+@pytest.mark.parametrize("cache", CACHES)
+def test_attention(window: int, n: int, head_dim: int, cache: str) -> None:
     heads, before = 2, 3
     total, d = before + n, heads * head_dim
     qkv = normal(total, 3 * d)
     slots, positions = np.ones(total, np.int64), np.arange(total)
-    keys = zeros((2, heads, -(-total // PANEL), head_dim, PANEL), np.float32)
-    values = zeros((2, heads, total, filled(head_dim, HERE.lanes)), np.float32)
+    keys, values = (memory[0] for memory in new_cache(cache, 1, 2, heads, total, head_dim))
     kernels.store(new_phases(1), 0, qkv, heads, head_dim, slots, positions, keys, values)
     assert not keys[0].any()
     assert not values[0].any()
@@ -146,6 +145,7 @@ def test_attention(window: int, n: int, head_dim: int) -> None:
         blocks, heads, head_dim, window, out,
     )  # fmt: skip
     q, k, v = (qkv.astype(np.float64).reshape(total, 3, heads, head_dim)[:, which] for which in range(3))
+    k, v = as_kept(k, cache), as_kept(v, cache)
     for i in range(n):
         for head in range(heads):
             seen = slice(max(0, before + i + 1 - window), before + i + 1)
@@ -153,6 +153,14 @@ def test_attention(window: int, n: int, head_dim: int) -> None:
             weights = np.exp(scores - scores.max())
             expected = weights / weights.sum() @ v[seen, head]
             np.testing.assert_allclose(out[i, head * head_dim : (head + 1) * head_dim], expected, atol=5e-6)
+
+
+def as_kept(x: np.ndarray, cache: str) -> np.ndarray:
+    """What the cache makes of the numbers of each token and head."""
+    if cache == "int8":
+        scale = np.abs(x).max(axis=-1, keepdims=True) / 127
+        return np.rint(x / scale) * scale
+    return x.astype(cache).astype(np.float64)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -185,6 +193,25 @@ def test_groups_of_any_shape(rows: int, columns: int, bits: int) -> None:
     assert ((groups.scales.view(np.uint32) & 0xFFFF) == 0).all(), "a scale is a bfloat16"
     again = to_groups(groups.to_float32(), bits)
     np.testing.assert_allclose(again.to_float32(), groups.to_float32(), rtol=0.01, atol=1e-6)
+
+
+@given(st.integers(1, 150), st.integers(1, 140), st.sampled_from([4, 8]), st.booleans(), st.integers(0, 2**32))
+def test_rounding_into_panels_is_rounding_and_packing(
+    rows: int, columns: int, bits: int, turned: bool, seed: int
+) -> None:
+    """In pieces of columns, as the matrices of a file are packed, or all at once."""
+    random = np.random.default_rng(seed)
+    shape = (columns, rows) if turned else (rows, columns)
+    matrix = random.standard_normal(shape).astype(np.float32) * random.lognormal(0, 5, shape).astype(np.float32)
+    matrix[random.random(shape) < 0.2] = 0
+    matrix = matrix.T if turned else matrix
+    expected, scales, _ = in_panels(matrix, f"int{bits}")
+    data, found = np.zeros_like(expected), np.zeros_like(scales)
+    step = GROUP * int(random.integers(1, 5))
+    for first in range(0, columns, step):
+        panels_of.pack_rounded(matrix[:, first : first + step], first, data, found)
+    assert np.array_equal(data, expected)
+    assert np.array_equal(found, scales)
 
 
 def test_total() -> None:
@@ -225,13 +252,17 @@ def run_tile(machine: Machine, n_x: int, precision: str, x: np.ndarray, groups: 
     numbers, by_group = groups.numbers.astype(np.int64), x.reshape(n_x, -1, GROUP)
     scales = np.abs(by_group).max(axis=2) / np.float32(127)
     whole = np.rint(by_group / scales[:, :, None]).astype(np.int64).reshape(n_x, K)
-    x_zeros = -OFFSETS[precision] * whole.reshape(n_x, -1, GROUP).sum(axis=2)
+    x_zeros = -OFFSETS.get(precision, 0) * whole.reshape(n_x, -1, GROUP).sum(axis=2)
     if machine.dot == "vnni":
         words = whole.astype(np.int8).view(np.int32)
     else:
         words = whole.reshape(n_x, -1, 4)[:, :, [0, 2, 1, 3]].astype(np.int16).reshape(n_x, -1).view(np.int32)
     if precision == "float32":
         w = numbers.T.astype(np.float32)
+    elif precision == "cache float16":
+        w = numbers.T.astype(np.float16).view(np.int16)
+    elif precision == "cache int8":
+        w = numbers.T.astype(np.int8)
     elif precision == "bfloat16":
         halves = (numbers.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
         w = halves.reshape(panel, -1, 2).transpose(1, 0, 2)
@@ -242,13 +273,15 @@ def run_tile(machine: Machine, n_x: int, precision: str, x: np.ndarray, groups: 
         w = (eights[:, :, :4] | (eights[:, :, 4:] << 4)).transpose(1, 0, 2)
     upper = (groups.scales.T.copy().view(np.uint32) >> 16).astype(np.uint16)
     out, init = np.zeros((n_x, panel), np.float32), np.arange(panel, dtype=np.float32)
+    if precision.startswith("cache"):
+        upper = upper.astype(np.float32)  # not read, and not bfloat16, which says that integers have a sign
     flat = [np.ascontiguousarray(a).reshape(-1) for a in (w, upper)]
     call(x, words, scales, x_zeros.astype(np.int32), *flat, init, out)
     return out - init
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=str)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [*PRECISIONS, "cache float16", "cache int8"])
 @pytest.mark.parametrize("n_x", [1, 4, 6])
 def test_tiles_of_other_machines(machine: Machine, precision: str, n_x: int) -> None:
     if not can_run(machine):
@@ -258,7 +291,7 @@ def test_tiles_of_other_machines(machine: Machine, precision: str, n_x: int) -> 
     least, most = (-8, 7) if precision == "int4" else (-127, 127)
     numbers = random.integers(least, most + 1, (panel, K)).astype(np.int8)
     scales = np.ones((panel, K // GROUP), np.float32)
-    if OFFSETS[precision]:
+    if OFFSETS.get(precision):
         scales[:] = 2.0 ** random.integers(-3, 3, scales.shape)
     x = random.integers(-127, 128, (n_x, K)).astype(np.float32)  # whole numbers: every product is exact
     x[:, ::GROUP] = 127
@@ -324,64 +357,3 @@ def test_two_teams_at_once() -> None:
     for thread in threads:
         thread.join()
     assert results == [[36, 72]] * 300
-
-
-# ---- reads -------------------------------------------------------------------------------------------------------
-
-GUARDED = """
-import ctypes, mmap
-import numpy as np
-import sys
-sys.path.insert(0, sys.argv[1])
-from test_kernels import in_panels, rows_of
-from glassgpt.generation.cpu import kernels
-from glassgpt.generation.cpu.panels import filled
-from glassgpt.generation.cpu.team import new_phases
-libc, page = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE
-
-def at_the_end(array):
-    # a copy whose last byte is the last one of a page, before a page that nobody may read
-    pages = -(-max(1, array.nbytes) // page)
-    memory = mmap.mmap(-1, (pages + 1) * page)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert libc.mprotect(ctypes.c_void_p(start + pages * page), page, 0) == 0
-    view = np.frombuffer(memory, np.uint8)[pages * page - array.nbytes : pages * page].view(array.dtype)
-    view = view.reshape(array.shape)
-    view[...] = array
-    return view
-
-random = np.random.default_rng(0)
-for precision in ("float32", "bfloat16", "int8", "int4"):
-    for rows in (1, 5, 6, 13):
-        for n_in, n_out in ((32, 1), (96, 5), (64, 9)):
-            x, _ = rows_of(random.standard_normal((rows, n_in)).astype(np.float32), precision)
-            x = kernels.Rows(*map(at_the_end, x))
-            w = random.standard_normal((n_out, n_in)).astype(np.float32)
-            data, scales, _ = in_panels(w, precision)
-            n = filled(n_out)
-            bias, out = at_the_end(np.zeros(n, np.float32)), at_the_end(np.zeros((rows, n), np.float32))
-            w, scales = at_the_end(data), at_the_end(scales)
-            kernels.linear(new_phases(1), 0, x, w, scales, bias, out, kernels.NOTHING, out)
-heads, n = 2, 70
-for head_dim in (5, 64):
-    d = heads * head_dim
-    qkv = at_the_end(random.standard_normal((n, filled(3 * d))).astype(np.float32))
-    keys = at_the_end(np.zeros((1, heads, -(-n // kernels.PANEL), head_dim, kernels.PANEL), np.float32))
-    values = at_the_end(np.zeros((1, heads, n, filled(head_dim, kernels.LANES)), np.float32))
-    slots, positions = np.zeros(n, np.int64), np.arange(n)
-    kernels.store(new_phases(1), 0, qkv, heads, head_dim, slots, positions, keys, values)
-    out = at_the_end(np.zeros((n, d), np.float32))
-    blocks, none = np.array([*range(0, n, 6), n]), kernels.Rows(*map(at_the_end, kernels.new_rows(1, 1)))
-    kernels.attention(
-        new_phases(1), 0, qkv, keys, values, none, slots, positions, blocks, heads, head_dim, 1000, out
-    )
-print("nothing read beyond")
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guards its arrays by mprotect")
-def test_nothing_is_read_beyond_a_buffer(request: pytest.FixtureRequest) -> None:
-    command = [sys.executable, "-c", GUARDED, str(request.path.parent)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "nothing read beyond\n"

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from glassgpt.generation.cpu.numbers import from_nibbles, to_groups, to_nibbles
+from glassgpt.generation.cpu.numbers import Groups, StoredGroups, from_nibbles, to_groups, to_nibbles
 
 
 @given(arrays(np.int8, st.tuples(st.integers(1, 4), st.integers(1, 67)), elements=st.integers(-8, 7)))
@@ -27,3 +27,22 @@ def test_no_number_is_further_than_a_step(matrix: np.ndarray, bits: int) -> None
     # half a step of rounding; 4 bits clip the side that has 7 at a whole one, and a bfloat16 scale is 2^-8 off
     most = {8: 0.5 + 127 / 256, 4: 1 + 8 / 256}[bits]
     assert (np.abs(groups.to_float32() - matrix) <= most * steps + 1e-30).all()
+
+
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 67)), elements=st.floats(-100, 100, width=32)),
+    st.sampled_from([8, 4]),
+    st.integers(0, 9),
+    st.integers(0, 9),
+)
+def test_what_a_file_holds_is_unpacked_by_rows(matrix: np.ndarray, bits: int, start: int, stop: int) -> None:
+    groups = to_groups(matrix, bits)
+    upper = (groups.scales.view(np.uint32) >> 16).astype(np.uint16)
+    numbers = groups.numbers if bits == 8 else to_nibbles(groups.numbers)
+    stored = StoredGroups(numbers, upper, matrix.shape[1])
+    assert stored.shape == groups.shape == matrix.shape
+    for found, expected in zip(stored.rows(slice(start, stop)), groups.rows(slice(start, stop)), strict=True):
+        assert found.dtype == expected.dtype
+        assert np.array_equal(found, expected)
+    assert isinstance(stored.rows(slice(0, 1)), Groups)
+    assert np.array_equal(stored.to_float32(), groups.to_float32())

@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from glassgpt.config import NORM_EPS
+from glassgpt.generation.cpu.cache import new_cache
+from glassgpt.generation.cpu.draw import NO_DRAWS, NONE, Draws, new_draws
 from glassgpt.generation.cpu.forward import Room, forward, n_phases, new_room
 from glassgpt.generation.cpu.kernels import GELU_ERF, GELU_TANH
-from glassgpt.generation.cpu.numbers import Array, zeros
+from glassgpt.generation.cpu.numbers import Array
 from glassgpt.generation.cpu.panels import filled
 from glassgpt.generation.cpu.team import Team, new_phases
-from glassgpt.generation.cpu.tiles import LANES, PANEL, has_float16
+from glassgpt.generation.cpu.tiles import PANEL, has_float16
+from glassgpt.generation.cpu.tuning import ALONE, MEASURED_AHEAD, Tuner
 from glassgpt.generation.cpu.weights import Packed
-from glassgpt.generation.decoder import Prefix, Row, Scores, Speculative
-
-CACHES = ("float32", "float16")
-"""Number types of keys and values."""
+from glassgpt.generation.decoder import Draw, Prefix, Row, RunsAhead, Scores, Speculative
 
 _PIECE = 64
 """Tokens whose scores are held at once."""
@@ -28,8 +28,6 @@ _ROWS = 6
 """Tokens of one row whose attention is computed together."""
 _ROOMS, _SMALL = 8, 64
 """Sizes of steps whose room is kept for the next, and the most tokens that such a step has."""
-_ALONE = 2**21
-"""Multiplications that one thread does before a second one has woken up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +40,10 @@ class _Prefix:
     values: Array
 
 
-class CPUDecoder(Speculative):
+class CPUDecoder(Speculative, RunsAhead):
     """Runs packed weights. In float32 a row's scores are equal bit for bit alone, in any batch and in any pieces.
 
-    Keys are (layers, slots, heads, panels of tokens, head_dim, `PANEL`), values (layers, slots, heads, tokens, width),
-    both float32, or int16 with the bits of float16; a live row lies in one slot.
+    Keys and values lie in memory as `cache` says; a live row has one slot of them.
     """
 
     can_cut = True  # a window limits what is seen, not what is kept
@@ -54,15 +51,18 @@ class CPUDecoder(Speculative):
     def __init__(self, packed: Packed, capacity: int | None = None, threads: int = 1, cache: str = "float32") -> None:
         """`capacity`: tokens a row may hold, at most the model's context length, which is the default.
 
-        `cache`, one of `CACHES`: the number type of keys and values. `NotImplementedError` for one that this CPU lacks.
+        `cache`, one of `cache.CACHES`: the number type of keys and values. `NotImplementedError` for one that this CPU
+        lacks.
         """
         if cache == "float16" and not has_float16():
             raise NotImplementedError("this CPU has no instructions for float16: keep the cache in float32")
-        self._kept = np.float32 if cache == "float32" else np.int16
+        self._cache = cache
         self._config, self._weights, self._offset = packed.config, packed.weights, packed.offset
         self.fingerprint: Callable[[], str] | None = None
         """SHA-256 of what decides its scores, where they come from a file: it takes a moment."""
-        self._team = Team(threads)
+        self.team = Team(threads)
+        self.tuner = Tuner(self.team, threads)
+        """Says how many of them a step wakes."""
         self._per_token = packed.config.n_parameters()
         self._rooms: dict[tuple[int, int], Room] = {}
         self.vocab_size, self.weight_bytes = packed.config.vocab_size, packed.n_bytes
@@ -73,6 +73,11 @@ class CPUDecoder(Speculative):
         self._lengths: list[int] = []
         keys, values = self._memory(1, self.context_length)
         self.row_bytes = keys.nbytes + values.nbytes
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that keys and values of live rows take now."""
+        return self._keys.nbytes + self._values.nbytes
 
     def read(self, tokens: Sequence[int], after: Prefix | None = None) -> _Prefix:
         """See `Decoder`."""
@@ -118,16 +123,36 @@ class CPUDecoder(Speculative):
 
     def step(self, tokens: Sequence[int]) -> Scores:
         """See `Decoder`."""
+        return self._steps(tokens, NO_DRAWS)
+
+    def run(self, tokens: Sequence[int], draws: Sequence[Draw]) -> tuple[list[list[int]], Scores]:
+        """See `RunsAhead`."""
+        if self.tuner.measuring:  # what takes many steps would be measured over a whole text
+            most = max(MEASURED_AHEAD, ALONE // self._per_token)
+            draws = [dataclasses.replace(draw, uniforms=draw.uniforms[:most]) for draw in draws]
+        wanted = new_draws(draws, self.vocab_size)
+        scores = self._steps(tokens, wanted)
+        return wanted.tokens[: self._n_drawn(wanted)].T.tolist(), scores
+
+    def _steps(self, tokens: Sequence[int], draws: Draws) -> Scores:
+        """A step, and one more for each token that each row draws."""
         if len(tokens) != len(self._slots):
             raise ValueError(f"{len(tokens)} tokens for {len(self._slots)} live rows: give one for each")
-        if max(self._lengths) >= self.context_length:
-            raise ValueError(f"a row holds {self.context_length} tokens already, as many as it may")
-        self._make_room(0, max(self._lengths) + 1)
+        longest = max(self._lengths) + 1 + len(draws.tokens)
+        if longest > self.context_length:
+            raise ValueError(f"a row of {longest} tokens exceeds the {self.context_length} that it may hold")
+        self._make_room(0, longest)
         rows = np.arange(len(tokens))
-        slots, positions = np.array(self._slots), np.array(self._lengths)
-        scores = self._forward(tokens, slots, positions, np.arange(len(tokens) + 1), rows, self._keys, self._values)
-        self._lengths = [length + 1 for length in self._lengths]
+        where = np.array(self._slots), np.array(self._lengths), np.arange(len(tokens) + 1), rows
+        scores = self._forward(tokens, *where, self._keys, self._values, draws)
+        n_new = 1 + self._n_drawn(draws)
+        self._lengths = [length + n_new for length in self._lengths]
         return scores
+
+    @staticmethod
+    def _n_drawn(draws: Draws) -> int:
+        """Tokens that each row has drawn."""
+        return int((draws.tokens != NONE).all(axis=1).cumprod().sum())
 
     def extend(self, tokens: Sequence[Sequence[int]]) -> Scores:
         """See `Speculative`."""
@@ -170,6 +195,7 @@ class CPUDecoder(Speculative):
         last: Array,
         keys: Array,
         values: Array,
+        draws: Draws = NO_DRAWS,
     ) -> Scores:
         config, size = self._config, (len(tokens), len(last))
         room = self._rooms.get(size)
@@ -179,26 +205,21 @@ class CPUDecoder(Speculative):
                 self._rooms[size] = room
         scores = np.empty((len(last), filled(config.vocab_size)), np.float32)
         arguments = (
-            new_phases(n_phases(config)), self._weights, room, config.n_heads, config.head_dim,
+            new_phases(n_phases(config), 1 + len(draws.tokens)), self._weights, room, config.n_heads, config.head_dim,
             config.sliding_window or config.context_length, np.float32(NORM_EPS),
             GELU_ERF if config.gelu == "erf" else GELU_TANH, self._offset,
-            np.array(tokens), slots, positions, blocks, last, keys, values, scores,
+            np.array(tokens), slots, positions, blocks, last, keys, values, scores, draws,
         )  # fmt: skip
-        if len(tokens) * self._per_token < _ALONE:
+        if len(tokens) * (1 + len(draws.tokens)) * self._per_token < ALONE:
             forward(*arguments)
         else:
-            self._team.run(forward, *arguments)
+            self.tuner.run(len(tokens), lambda: 1 + self._n_drawn(draws), forward, *arguments)
         return scores[:, : config.vocab_size]
 
     def _memory(self, n_slots: int, n_tokens: int) -> tuple[Array, Array]:
         """Room for the keys and values of so many rows and tokens."""
-        config, panels = self._config, -(-n_tokens // PANEL)
-        # zeros, not empty: a weight of 0 times the NaN that stale memory may hold is NaN
-        shape = (config.n_layers, n_slots, config.n_heads)
-        return (
-            zeros((*shape, panels, config.head_dim, PANEL), self._kept),
-            zeros((*shape, n_tokens, filled(config.head_dim, LANES)), self._kept),
-        )
+        config = self._config
+        return new_cache(self._cache, config.n_layers, n_slots, config.n_heads, n_tokens, config.head_dim)
 
     def _make_room(self, n_more: int, n_tokens: int) -> None:
         """For more rows, and for rows of so many tokens: twice as many where they do not fit, so it is seldom done."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from glassgpt.config import GPTConfig
 from glassgpt.generation.cpu.compiled import compiled
+from glassgpt.generation.cpu.draw import NONE, draw
 from glassgpt.generation.cpu.kernels import (
     ADD,
     NOTHING,
@@ -56,21 +57,48 @@ def new_room(config: GPTConfig, n_tokens: int, n_scores: int) -> Room:
 
 
 def n_phases(config: GPTConfig) -> int:
-    """Phases of one call of `forward`, at most."""
-    return 4 + 10 * config.n_layers
+    """Phases of one pass of `forward`, at most."""
+    return 6 + 10 * config.n_layers
 
 
 @compiled()
 def forward(
     phases, w, room, n_heads, head_dim, window, eps, gelu, offset, tokens, slots, positions, blocks, last, keys, values,
-    scores,
+    scores, draws,
 ):  # fmt: skip
     """`scores` of the next token after each of the `last` ones of M new tokens, whose keys and values are kept.
 
     Called by each thread of a team (see `team.Team.run`). Token m belongs to the row in `slots[m]` and is its number
     `positions[m]`; `blocks` are the first tokens of groups of neighbours in one row, and M. `w`: `weights.Weights`;
-    `offset`: what was added to integer weights, 0 for floats; `keys` and `values`: see `decoder.CPUDecoder`.
+    `offset`: what was added to integer weights, 0 for floats; `keys` and `values`: see `cache`.
+
+    `phases` are those of one pass or of several: after each but the last a token is drawn for each row (`draws`, see
+    `draw.Draws`) and comes next, which changes `tokens` and `positions`, unless one of them is too close to call.
     """
+    for step in range(len(phases)):
+        p = _pass(
+            phases[step], w, room, n_heads, head_dim, window, eps, gelu, offset, tokens, slots, positions, blocks, last,
+            keys, values, scores,
+        )  # fmt: skip
+        if step + 1 == len(phases):
+            break
+        p = draw(phases[step], p, draws, step, scores)
+        if min(draws.tokens[step]) == NONE:
+            break
+        if take(phases[step], p, 1) == 0:
+            for m in range(len(tokens)):
+                tokens[m] = draws.tokens[step, m]
+                positions[m] += 1
+            finish(phases[step], p)
+        wait(phases[step], p, 1)
+
+
+@compiled()
+def _pass(
+    phases, w, room, n_heads, head_dim, window, eps, gelu, offset, tokens, slots, positions, blocks, last, keys, values,
+    scores,
+):  # fmt: skip
+    """One pass: see `forward`. The number of the next phase."""
     x, normed, wide = room.x, room.normed, room.wide
     p = embed(phases, 0, tokens, w.tokens, w.token_scales, positions, w.positions, x)
     for n in range(len(w.qkv)):
@@ -97,4 +125,4 @@ def forward(
         finish(phases, p)
     p = wait(phases, p, 1)
     p = norms(phases, p, room.chosen, w.final_scale, w.final_shift, eps, offset, room.chosen_normed)
-    linear(phases, p, room.chosen_normed, w.head, w.head_scales, w.head_bias, scores, NOTHING, x)
+    return linear(phases, p, room.chosen_normed, w.head, w.head_scales, w.head_bias, scores, NOTHING, x)

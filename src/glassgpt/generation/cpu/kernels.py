@@ -15,8 +15,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
+from glassgpt.generation.cpu.cache import OF_KEYS, OF_VALUES, keep, scales_of, times_scales
 from glassgpt.generation.cpu.compiled import compiled
 from glassgpt.generation.cpu.numbers import GROUP, Array, zeros
 from glassgpt.generation.cpu.panels import filled, number
@@ -36,7 +37,7 @@ NOTHING, ADD, GELU_TANH, GELU_ERF = range(4)
 """What is done to a product once it is there."""
 
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
-_ELEMENTWISE = {"contract", "nnan", "ninf", "nsz"}
+ELEMENTWISE = {"contract", "nnan", "ninf", "nsz"}
 """What a compiler may do to formulas without changing a bit of any result from one call to the next.
 
 Freedom to reorder sums is for loops that do nothing else: a loop that also writes is compiled twice, for arrays that
@@ -78,7 +79,7 @@ def product(x, x_at, x_stride, rows, first, group, n_x, w, w_at, scales, s_at, i
     """
     words, w_words, w_groups = rows.words.ctypes.data, rows.words.shape[1], rows.scales.shape[1]
     x_scales, x_zeros = rows.scales.ctypes.data, rows.zeros.ctypes.data
-    most = 6 if w.itemsize > 1 else 4  # integers need registers for two sums of each kind
+    most = 4 if w.itemsize == 1 and scales.itemsize == 2 else 6  # integers need registers for two sums of each kind
     done = 0
     while done < n_x:
         m, left = first + done, n_x - done
@@ -169,8 +170,8 @@ def _power_of_two(typingctx, n):
     return types.float32(types.float32), codegen
 
 
-@compiled(fastmath=_ELEMENTWISE)
-def _exp(x):
+@compiled(fastmath=ELEMENTWISE)
+def exponential(x):
     """e^x within 2 units in the last place, in operations that a compiler turns into vectors (Cody and Waite, 1980)."""
     x = np.float32(87.0) if x > np.float32(87.0) else x
     x = np.float32(-87.0) if x < np.float32(-87.0) else x
@@ -186,13 +187,13 @@ def _exp(x):
     return p * _power_of_two(n)
 
 
-@compiled(fastmath=_ELEMENTWISE)
+@compiled(fastmath=ELEMENTWISE)
 def _gelu_tanh_row(row):
     """x Phi(x) by the tanh form, in place."""
     for i in range(len(row)):
         v = row[i]
         u = np.float32(1.5957691216) * (v + np.float32(0.044715) * v * v * v)  # 2 sqrt(2 / pi) (...)
-        row[i] = v / (np.float32(1) + _exp(-u))  # (1 + tanh(u / 2)) / 2 is the logistic function of u
+        row[i] = v / (np.float32(1) + exponential(-u))  # (1 + tanh(u / 2)) / 2 is the logistic function of u
 
 
 @compiled()
@@ -215,7 +216,7 @@ def norms(phases, phase, x, scale, shift, eps, offset, out):
     return wait(phases, phase, len(x))
 
 
-@compiled(fastmath=_ELEMENTWISE)
+@compiled(fastmath=ELEMENTWISE)
 def _layer_norm(row, scale, shift, eps, result):
     """(x - mean) / sqrt(variance + eps) * scale + shift."""
     mean = _sum(row) / np.float32(len(row))
@@ -254,7 +255,7 @@ def to_bytes(phases, phase, x, offset):
     return wait(phases, phase, n)
 
 
-@compiled(fastmath=_ELEMENTWISE)
+@compiled(fastmath=ELEMENTWISE)
 def _to_bytes(x, row, offset):
     """Round to whole numbers from -127 to 127, times a scale for each group of columns."""
     values, scales, zeros = x.values[row], x.scales[row], x.zeros[row]
@@ -281,13 +282,13 @@ def _to_bytes(x, row, offset):
         zeros[group] = -np.int32(offset) * total
 
 
-@compiled(fastmath=_ELEMENTWISE)
+@compiled(fastmath=ELEMENTWISE)
 def _exponentials(row, factor, largest):
     for s in range(len(row)):
-        row[s] = _exp((row[s] - largest) * factor)
+        row[s] = exponential((row[s] - largest) * factor)
 
 
-@compiled(fastmath=_ELEMENTWISE)
+@compiled(fastmath=ELEMENTWISE)
 def _softmax(row, factor):
     """softmax of row * factor, in place."""
     largest = row[0]
@@ -299,46 +300,21 @@ def _softmax(row, factor):
         row[s] *= inverse
 
 
-@intrinsic
-def _float16_bits(typingctx, x):
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
-
-    return types.int16(types.float32), codegen
-
-
-def kept(cache, x):
-    """A number as the cache keeps it."""
-    raise NotImplementedError("only in compiled code")
-
-
-@overload(kept, inline="always")
-def _kept(cache, x):
-    if cache.dtype == types.float32:
-        return lambda cache, x: x
-    most = 65504.0  # the largest float16
-    return lambda cache, x: _float16_bits(  # type: ignore[call-arg]
-        min(max(np.float32(x), np.float32(-most)), np.float32(most))
-    )
-
-
 @compiled()
 def store(phases, phase, qkv, n_heads, head_dim, slots, positions, keys, values):
-    """Keys and values of new tokens to the cache, at each one's slot and position; a head is an item.
+    """Keys and values of new tokens to one layer of the cache (see `cache`), at each one's slot and position.
 
-    keys: (slots, heads, panels of tokens, head_dim, `PANEL`); values: (slots, heads, tokens, width); both float32, or
-    int16 with the bits of float16.
+    A head is an item.
     """
-    d = n_heads * head_dim
+    d, scales = n_heads * head_dim, scales_of(keys)
     head = take(phases, phase, n_heads)
     while head < n_heads:
         for m in range(len(qkv)):
             row, position = qkv[m], positions[m]
-            panel, lane = position // PANEL, position % PANEL
-            key, value = keys[slots[m], head, panel], values[slots[m], head, position]
-            for i in range(head_dim):
-                key[i, lane] = kept(keys, row[d + head * head_dim + i])
-                value[i] = kept(keys, row[2 * d + head * head_dim + i])
+            key, value = d + head * head_dim, 2 * d + head * head_dim
+            keep(
+                keys, values, scales, slots[m], head, position, row[key : key + head_dim], row[value : value + head_dim]
+            )
         finish(phases, phase)
         head = take(phases, phase, n_heads)
     return wait(phases, phase, n_heads)
@@ -350,7 +326,7 @@ def attention(
 ):  # fmt: skip
     """out = softmax(q keys / sqrt(head_dim)) values; a token sees the `window` last ones up to itself.
 
-    qkv: (M, at least heads * head_dim), queries first; keys and values: see `store`; blocks: the first token of each
+    qkv: (M, at least heads * head_dim), queries first; keys and values: see `cache`; blocks: the first token of each
     group of neighbours in one row, and M; out: (M, heads * head_dim or more). An item is one head of one block.
     """
     n_blocks = len(blocks) - 1
@@ -376,12 +352,14 @@ def _attend(qkv, keys, values, none, slot, positions, first, n, head, head_dim, 
     columns = (seen + PANEL - 1) // PANEL * PANEL
     weights, zeros = np.empty((n, columns), np.float32), np.zeros(columns, np.float32)
     key_panels = keys[slot, head]
+    key_numbers, per_panel = key_panels.reshape(-1), keys.shape[3] * PANEL
     for panel in range(begin // PANEL, columns // PANEL):
         product(
             qkv.ctypes.data, first * qkv.shape[1] + head * head_dim, qkv.shape[1], none, 0, 0, n,
-            key_panels[panel].reshape(-1), 0, none.scales, 0,
+            key_numbers, panel * per_panel, none.scales, 0,
             zeros.ctypes.data, 0, weights.ctypes.data + 4 * panel * PANEL, columns, head_dim,
         )  # fmt: skip
+    times_scales(key_panels, OF_KEYS, weights, begin)
     factor = np.float32(1 / math.sqrt(head_dim))
     for i in range(n):
         row, last = weights[i], positions[first + i] + 1
@@ -391,6 +369,7 @@ def _attend(qkv, keys, values, none, slot, positions, first, n, head, head_dim, 
             row[before:last], factor
         )  # a part, whose places begin at 0: others might be negative, for all Numba knows
         row[last:] = 0
+    times_scales(key_panels, OF_VALUES, weights, begin)
     result = np.empty((n, width), np.float32)
     flat = values[slot, head].reshape(-1)
     column = 0

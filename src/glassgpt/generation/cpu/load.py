@@ -14,8 +14,10 @@ from typing import Any
 import numba
 import numpy as np
 
-from glassgpt.cores import wanted_threads
-from glassgpt.generation.cpu.decoder import CACHES, CPUDecoder
+from glassgpt.cores import asked_threads, wanted_threads
+from glassgpt.generation.cpu.cache import CACHES
+from glassgpt.generation.cpu.decoder import CPUDecoder
+from glassgpt.generation.cpu.tuning import tuner_for
 from glassgpt.generation.cpu.weights import PRECISIONS, Packed, UnsupportedError, load, pack
 from glassgpt.options import Rule, check
 from glassgpt.terminal_text import one_line
@@ -37,14 +39,16 @@ def load_decoder(
 
     `model` is what `load_model` takes, whose errors this raises. `precision`, one of `weights.PRECISIONS`, is what the
     matrices are kept in, and below float32 the text is no longer the model's own to the last token; None is a quantised
-    directory's own, which has no other, and else float32. `cache`, one of `decoder.CACHES`: the number type of keys and
-    values. `threads`: as `cores.wanted_threads`. `message` hears what takes long: the first use on a machine compiles
-    for some seconds. `NotImplementedError` where that fails.
+    directory's own, which has no other, and else float32. `cache`, one of `cache.CACHES`: the number type of keys and
+    values. `threads`, or `OMP_NUM_THREADS`: None is one for each core, or fewer for one row where its first tokens
+    measure that to be faster, which `measured` remembers. `message` hears what takes long: the first use on a machine
+    compiles for some seconds. `NotImplementedError` where that fails.
     """
     if precision is not None:
         check("precision", precision, str, Rule(help="", choices=PRECISIONS))
     check("cache", cache, str, Rule(help="", choices=CACHES))
-    threads = wanted_threads(threads)
+    asked = asked_threads(threads)
+    threads = wanted_threads(asked)
     path = resolve_model(model)
     try:
         if not (path / "model.safetensors").is_file() or not (path / "tokenizer.json").is_file():
@@ -67,6 +71,7 @@ def load_decoder(
         )
     decoder = _ready(packed, threads, message, cache)
     decoder.fingerprint = fingerprint
+    decoder.tuner = tuner_for(decoder.team, asked, packed.config, packed.precision, cache)
     return decoder, tokenizer
 
 

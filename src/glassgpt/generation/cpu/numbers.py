@@ -24,9 +24,42 @@ class Groups(NamedTuple):
     scales: Array
     """(rows, groups) float32, each of which a bfloat16 holds exactly."""
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, columns)."""
+        return self.numbers.shape
+
+    def rows(self, rows: slice) -> Groups:
+        """Some of the rows."""
+        return Groups(self.numbers[rows], self.scales[rows])
+
     def to_float32(self) -> Array:
         """The matrix that this stands for."""
         return self.numbers * np.repeat(self.scales, GROUP, axis=1)[:, : self.numbers.shape[1]]
+
+
+class StoredGroups(NamedTuple):
+    """The same as a file has it, mapped: `rows` makes `Groups` of what is asked for, and no more is in memory."""
+
+    numbers: Array
+    """(rows, columns) int8, or what `to_nibbles` makes of 4 bits."""
+    scales: Array
+    """(rows, groups) uint16: the bits of a bfloat16."""
+    columns: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return len(self.numbers), self.columns
+
+    def rows(self, rows: slice) -> Groups:
+        """Some of the rows."""
+        numbers, scales = self.numbers[rows], (self.scales[rows].astype(np.uint32) << 16).view(np.float32)
+        return Groups(numbers if numbers.dtype == np.int8 else from_nibbles(numbers, self.columns), scales)
+
+    def to_float32(self) -> Array:
+        """The matrix that this stands for."""
+        return self.rows(slice(None)).to_float32()
 
 
 def to_groups(matrix: Array, bits: int) -> Groups:

@@ -74,14 +74,17 @@ def _number(w, scales, row, column):
 
 
 @compiled()
-def pack(matrix, out):
-    """Put a (rows, columns) matrix, of any strides, into the panels `out`, which are 0: float32, or small integers."""
+def pack(matrix, at, out):
+    """Put a (rows, columns) matrix, of any strides, into the panels `out`, which are 0: float32, or small integers.
+
+    Its first column becomes column `at` of the panels, a multiple of `GROUP`.
+    """
     rows, columns = matrix.shape
     for p in range(len(out)):
         panel, first = out[p], p * PANEL
         for column in range(columns):
             for row in range(min(PANEL, max(0, rows - first))):
-                _put(panel, row, column, matrix[first + row, column])
+                _put(panel, row, at + column, matrix[first + row, column])
 
 
 def _put(panel, row, column, x):
@@ -124,6 +127,52 @@ def pack_scales(scales, out):
         for r in range(min(PANEL, max(0, rows - p * PANEL))):
             for g in range(groups):
                 into[g, r] = _to_bfloat16(scales[p * PANEL + r, g])
+
+
+@compiled()
+def pack_rounded(matrix, at, out, scales):
+    """`pack` of a float32 matrix as the numbers and scales of `numbers.to_groups`, without an array in between."""
+    rows, columns = matrix.shape
+    for p in range(len(out)):
+        panel, into, first = out[p], scales[p].reshape(-1, PANEL), p * PANEL
+        for start in range(0, columns, GROUP):
+            end = min(start + GROUP, columns)
+            for row in range(min(PANEL, max(0, rows - first))):
+                extreme = np.float32(0)
+                for column in range(start, end):
+                    x = matrix[first + row, column]
+                    if abs(x) > abs(extreme):
+                        extreme = x
+                upper = _to_bfloat16(_scale(panel, extreme))
+                into[(at + start) // GROUP, row] = upper
+                scale = _from_bfloat16(upper)
+                if scale == 0:
+                    scale = np.float32(1)
+                for column in range(start, end):
+                    _put(panel, row, at + column, _rounded(panel, matrix[first + row, column] / scale))
+
+
+def _scale(panel, extreme):
+    """The scale of a group whose largest number without its sign is `extreme`."""
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(_scale, inline="always")
+def _scale_of(panel, extreme):
+    if panel.dtype == types.int8:
+        return lambda panel, extreme: abs(extreme) / np.float32(127)
+    return lambda panel, extreme: extreme / np.float32(-8)
+
+
+def _rounded(panel, x):
+    """The nearest whole number that a panel holds."""
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(_rounded, inline="always")
+def _rounded_number(panel, x):
+    least, most = (np.float32(-127), np.float32(127)) if panel.dtype == types.int8 else (np.float32(-8), np.float32(7))
+    return lambda panel, x: np.int8(min(max(np.rint(x), least), most))
 
 
 @compiled(fastmath={"contract", "reassoc"})

@@ -29,9 +29,9 @@ _TAKEN, _DONE = 0, _LINE // 2
 _SPINS = 2**12  # looks at a counter before another thread is given the processor
 
 
-def new_phases(n: int) -> npt.NDArray[np.int64]:
-    """The counters of `n` phases, for one call."""
-    return np.zeros((n, _LINE), np.int64)
+def new_phases(n: int, n_passes: int = 1) -> npt.NDArray[np.int64]:
+    """The counters of so many passes through `n` phases, for one call."""
+    return np.zeros((n_passes, n, _LINE), np.int64)
 
 
 @intrinsic
@@ -108,14 +108,16 @@ class Team:
             thread.start()
         weakref.finalize(self, _dismiss, self._queues)
 
-    def run(self, function: Callable[..., Any], *arguments: Any) -> None:
+    def run(self, function: Callable[..., Any], *arguments: Any, threads: int | None = None) -> None:
         """Call a compiled function in all threads, which share its phases; returns when the work is done.
+
+        Or in `threads` of them, at least 1: the others sleep on.
 
         A thread that wakes up late finds nothing left to do. It holds the arguments, so nothing in them may be used for
         the next call before it has let go: `arguments` must be arrays of this call alone, or such as nobody writes to
         outside the phases.
         """
-        for jobs in self._queues:
+        for jobs in self._queues[: self.n_threads if threads is None else threads - 1]:
             jobs.put((function, arguments))
         function(*arguments)
 

@@ -7,6 +7,8 @@ and adds up each sum in the order of the columns: a result does not depend on th
 Weights are float32, bfloat16 (two columns side by side, so that one register gives two), or integers of 8 or 4 bits
 with a scale for each row of a group of columns. Those are multiplied as integers, by activations that were rounded to
 8 bits, and each group's sum, which is exact, is scaled and added up in float32.
+
+Keys and values are float32, float16, or integers of 8 bits that are turned into float32 (see `cache`).
 """
 
 from __future__ import annotations
@@ -72,7 +74,8 @@ def tile(n_x: int, n_vectors: int = HERE.vectors, machine: Machine = HERE) -> An
 
     The arguments are those of `_Arguments`. The type of the array w decides what is compiled: float32, int16 for the
     bits of a float16, uint16 for those of a bfloat16, int8, or uint8 for 4 bits. The first two take any width of panel
-    (`n_vectors`) and any stride from one column to the next; the others take whole panels without gaps.
+    (`n_vectors`) and any stride from one column to the next; so does int8 where the scales are not bfloat16, which has
+    none in here: its numbers have a sign. The others take whole panels without gaps.
     """
 
     @intrinsic
@@ -89,7 +92,8 @@ def tile(n_x: int, n_vectors: int = HERE.vectors, machine: Machine = HERE) -> An
             values = list(values)
             for n in (7, 10):  # arrays, by their data
                 values[n] = context.make_array(signature.args[n])(context, builder, values[n]).data
-            _Writer(builder, machine, n_x, n_vectors, _Arguments(*values)).write(str(w.dtype))
+            kind = "signed" if w.dtype == types.int8 and scales.dtype != types.uint16 else str(w.dtype)
+            _Writer(builder, machine, n_x, n_vectors, _Arguments(*values)).write(kind)
             return context.get_dummy_value()
 
         return types.void(*kinds), codegen
@@ -114,7 +118,7 @@ class _Arguments(NamedTuple):
     w: Any
     w_at: Any
     w_stride: Any
-    """From one column of float32 to the next."""
+    """From one column to the next, where it may be any."""
     scales: Any
     """As bfloat16, (groups, PANEL) from `scales_at` on."""
     scales_at: Any
@@ -140,8 +144,9 @@ class _Writer:
         """All of it: the sums begin with `init`, pass over the columns, and are stored."""
         given = self.given
         sums = self._rows_of_vectors(given.init, given.init_stride, self._read)
-        if kind in ("float32", "int16"):
-            sums = self._loop(1, sums, self._float32 if kind == "float32" else self._float16)
+        if kind in ("float32", "int16", "signed"):
+            steps = {"float32": self._float32, "int16": self._float16, "signed": self._signed}
+            sums = self._loop(1, sums, steps[kind])
         elif kind == "uint16":
             sums = self._loop(2, sums, self._bfloat16)
         else:
@@ -153,16 +158,22 @@ class _Writer:
 
     def _float32(self, column: Any, sums: list[Any]) -> list[Any]:
         """sums[i] += x[i, column] w[:, column]."""
-        at = self.b.add(self.given.w_at, self.b.mul(column, self.given.w_stride))
-        weights = [self._weights(at, v * self.lanes, self.floats) for v in range(self.n_v)]
-        return self._multiplied(column, weights, sums)
+        return self._multiplied(column, self._column(column, _F32), sums)
 
     def _float16(self, column: Any, sums: list[Any]) -> list[Any]:
         """The same; the CPU widens them."""
-        at = self.b.add(self.given.w_at, self.b.mul(column, self.given.w_stride))
-        halves = ir.VectorType(ir.HalfType(), self.lanes)
-        weights = [self.b.fpext(self._weights(at, v * self.lanes, halves), self.floats) for v in range(self.n_v)]
+        weights = [self.b.fpext(half, self.floats) for half in self._column(column, ir.HalfType())]
         return self._multiplied(column, weights, sums)
+
+    def _signed(self, column: Any, sums: list[Any]) -> list[Any]:
+        """The same of integers of 8 bits."""
+        weights = [self.b.sitofp(numbers, self.floats) for numbers in self._column(column, ir.IntType(8))]
+        return self._multiplied(column, weights, sums)
+
+    def _column(self, column: Any, kind: Any) -> list[Any]:
+        """w[:, column], in vectors of numbers of some kind."""
+        at = self.b.add(self.given.w_at, self.b.mul(column, self.given.w_stride))
+        return [self._weights(at, v * self.lanes, ir.VectorType(kind, self.lanes)) for v in range(self.n_v)]
 
     def _bfloat16(self, column: Any, sums: list[Any]) -> list[Any]:
         """Two columns: the lower and the upper half of each word are the upper half of a float32."""

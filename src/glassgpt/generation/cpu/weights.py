@@ -14,7 +14,7 @@ import numpy as np
 
 from glassgpt.config import GPTConfig
 from glassgpt.generation.cpu import panels
-from glassgpt.generation.cpu.numbers import GROUP, Array, Groups, to_groups, zeros
+from glassgpt.generation.cpu.numbers import GROUP, Array, Groups, StoredGroups, zeros
 from glassgpt.generation.cpu.panels import filled
 from glassgpt.generation.cpu.tiles import PANEL
 from glassgpt.json_file import read_json
@@ -76,7 +76,7 @@ class Packed(NamedTuple):
 
 def pack(
     config: GPTConfig,
-    tensors: Mapping[str, Array | Groups],
+    tensors: Mapping[str, Array | Groups | StoredGroups],
     precision: str = "float32",
     threads: int = 1,
     release: Callable[[], None] = lambda: None,
@@ -124,6 +124,9 @@ def _packed(config: GPTConfig, source: _Source) -> Packed:
     return Packed(config, source.precision, weights)
 
 
+_PIECE = 2**18
+"""Numbers that are packed at once, about."""
+
 _OFFSETS = {"float32": 0, "bfloat16": 0, "int8": 128, "int4": 8}
 
 
@@ -136,7 +139,7 @@ class _Source:
     def __init__(
         self,
         n_layers: int,
-        tensors: Mapping[str, Array | Groups],
+        tensors: Mapping[str, Array | Groups | StoredGroups],
         precision: str,
         pool: ThreadPoolExecutor,
         release: Callable[[], None],
@@ -148,7 +151,7 @@ class _Source:
 
     def get(self, name: str, *shape: int) -> Array:
         """A float32 copy of a tensor."""
-        if isinstance(self.left.get(name), Groups):
+        if isinstance(self.left.get(name), Groups | StoredGroups):
             raise ValueError(f"{name} is quantised, which only matrices are")
         return np.array(self._floats(name, self._take(name, shape)), np.float32)
 
@@ -163,7 +166,7 @@ class _Source:
     def rows(self, name: str, n_rows: int, n_columns: int) -> tuple[Array, Array]:
         """A matrix that is (out, in) already, in panels, and its scales."""
         data, scales = self._room(n_rows, n_columns)
-        self._pack(name, self._take(name, (n_rows, n_columns)), data, scales)
+        self._pack_rows(name, self._take(name, (n_rows, n_columns)), data, scales)
         return data, scales
 
     def matrices(self, name: str, n_in: int, n_out: int) -> tuple[Array, Array]:
@@ -172,7 +175,8 @@ class _Source:
         for layer in range(self._n_layers):
             full = f"h.{layer}.{name}"
             matrix = self._take(full, (n_in, n_out))
-            self._pack(full, matrix if isinstance(matrix, Groups) else matrix.T, data[layer], scales[layer])
+            pack = self._pack_rows if isinstance(matrix, Groups | StoredGroups) else self._pack_turned
+            pack(full, matrix, data[layer], scales[layer])
         return data, scales
 
     def finish(self) -> None:
@@ -183,11 +187,11 @@ class _Source:
     def _take(self, name: str, shape: tuple[int, ...]) -> Any:
         if (found := self.left.pop(name, None)) is None:
             raise ValueError(f"missing {name} {list(shape)}")
-        if isinstance(found, Groups):
+        if isinstance(found, Groups | StoredGroups):
             if name != "wte.weight" and name != "lm_head.weight":
                 shape = shape[::-1]
-            if found.numbers.shape != shape or found.scales.shape != (shape[0], -(-shape[1] // GROUP)):
-                raise ValueError(f"{name} is {list(found.numbers.shape)} instead of {list(shape)}")
+            if found.shape != shape or found.scales.shape != (shape[0], -(-shape[1] // GROUP)):
+                raise ValueError(f"{name} is {list(found.shape)} instead of {list(shape)}")
         elif found.shape != shape:
             raise ValueError(f"{name} is {list(found.shape)} instead of {list(shape)}")
         return found
@@ -206,22 +210,32 @@ class _Source:
         groups = columns // GROUP if _OFFSETS[self.precision] else 0
         return zeros((*before, n_panels, numbers), kind), zeros((*before, n_panels, groups * PANEL), np.uint16)
 
-    def _pack(self, name: str, found: Any, data: Array, scales: Array) -> None:
-        """In pieces, so that all threads have work."""
-        for first in range(0, len(data), 64):
-            piece = slice(first, first + 64)
-            rows = slice(first * PANEL, (first + 64) * PANEL)
-            part = Groups(found.numbers[rows], found.scales[rows]) if isinstance(found, Groups) else found[rows]
-            self._work.append(self._pool.submit(self._pack_piece, name, part, data[piece], scales[piece]))
+    def _pack_rows(self, name: str, found: Any, data: Array, scales: Array) -> None:
+        """A matrix that is (out, in). In pieces: all threads have work, and little of a file is in memory at once."""
+        n = max(1, _PIECE // data[0].size)
+        for first in range(0, len(data), n):
+            piece, rows = slice(first, first + n), slice(first * PANEL, (first + n) * PANEL)
+            part = found[rows] if isinstance(found, np.ndarray) else (found, rows)
+            self._work.append(self._pool.submit(self._pack_piece, name, part, 0, data[piece], scales[piece]))
 
-    def _pack_piece(self, name: str, part: Any, data: Array, scales: Array) -> None:
-        if _OFFSETS[self.precision]:
-            bits = 8 if self.precision == "int8" else 4
-            part = part if isinstance(part, Groups) else to_groups(self._floats(name, part), bits)
-            panels.pack(part.numbers, data)
-            panels.pack_scales(part.scales, scales)
+    def _pack_turned(self, name: str, matrix: Array, data: Array, scales: Array) -> None:
+        """One that is (in, out), the same."""
+        n = max(1, _PIECE // (GROUP * matrix.shape[1])) * GROUP
+        for first in range(0, len(matrix), n):
+            self._work.append(
+                self._pool.submit(self._pack_piece, name, matrix[first : first + n].T, first, data, scales)
+            )
+
+    def _pack_piece(self, name: str, part: Any, at: int, data: Array, scales: Array) -> None:
+        if isinstance(part, tuple):
+            groups, rows = part
+            numbers = groups.rows(rows)
+            panels.pack(numbers.numbers, at, data)
+            panels.pack_scales(numbers.scales, scales)
+        elif _OFFSETS[self.precision]:
+            panels.pack_rounded(self._floats(name, part), at, data, scales)
         else:
-            panels.pack(self._floats(name, part), data)
+            panels.pack(self._floats(name, part), at, data)
         self._release()
 
 
@@ -236,7 +250,7 @@ def load(directory: str | Path, precision: str | None = None, threads: int = 1) 
     directory = Path(directory)
     values = read_json(directory / "config.json")
     config = from_config_json(values, str(directory / "config.json"))
-    tensors: Mapping[str, Array | Groups]
+    tensors: Mapping[str, Array | Groups | StoredGroups]
     if is_quantized(values):
         own = f"int{bits_of(values, str(directory / 'config.json'))}"
         if precision not in (None, own):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from glassgpt.generation.cpu.numbers import GROUP, Groups, from_nibbles
+from glassgpt.generation.cpu.numbers import GROUP, StoredGroups
 from glassgpt.weights.containers.mapped_arrays import Array, map_arrays
 
 METHOD = "glassgpt"
@@ -21,6 +21,8 @@ METHOD = "glassgpt"
 VERSION = 1
 """Of the layout; a directory of another one is refused."""
 KEY = "quantization_config"
+
+_INFINITE = np.uint16(0x7F80)  # the exponent of a bfloat16 that is infinite or NaN
 
 
 def is_quantized(config: Mapping[str, Any]) -> bool:
@@ -41,8 +43,10 @@ def bits_of(config: Mapping[str, Any], source: str) -> int:
     return int(about["bits"])
 
 
-def read_quantized(directory: Path, config: Mapping[str, Any]) -> tuple[dict[str, Array | Groups], Callable[[], None]]:
-    """The tensors of a directory whose `config.json` is `config`, matrices as `Groups`: (out, in) under GPT-2's names.
+def read_quantized(
+    directory: Path, config: Mapping[str, Any]
+) -> tuple[dict[str, Array | StoredGroups], Callable[[], None]]:
+    """The tensors of a directory whose `config.json` is `config`, matrices (out, in) under GPT-2's names.
 
     They are views of the mapped file, whose memory the function beside them gives back.
 
@@ -54,13 +58,14 @@ def read_quantized(directory: Path, config: Mapping[str, Any]) -> tuple[dict[str
     if others:
         name, kind = min(others.items())
         raise ValueError(f"{path} is damaged: {name[:100]} is {kind}")
-    tensors: dict[str, Array | Groups] = {}
+    tensors: dict[str, Array | StoredGroups] = {}
     for name in list(stored):
         if name.endswith(".numbers"):
             matrix = name.removesuffix(".numbers")
             tensors[matrix] = _groups(
                 path, matrix, stored.pop(name), stored.pop(f"{matrix}.scales", None), bits, config
             )
+            release()  # it has been looked through
     for name, tensor in stored.items():
         if tensor.dtype != np.float32:
             raise ValueError(f"{path} is damaged: {name[:100]} is {tensor.dtype} and belongs to no matrix")
@@ -70,21 +75,20 @@ def read_quantized(directory: Path, config: Mapping[str, Any]) -> tuple[dict[str
 
 def _groups(
     path: Path, name: str, numbers: Array, scales: Array | None, bits: int, config: Mapping[str, Any]
-) -> Groups:
+) -> StoredGroups:
     columns = config["n_embd"] * (4 if name.endswith("mlp.c_proj.weight") else 1)
     name = name[:100]
     if scales is None or scales.ndim != 2 or numbers.ndim != 2 or len(scales) != len(numbers):
         raise ValueError(f"{path} is damaged: {name} has numbers and scales that do not fit each other")
     if scales.dtype != np.uint16 or numbers.dtype != (np.int8 if bits == 8 else np.uint8):
         raise ValueError(f"{path} is damaged: {name} is {numbers.dtype} where {bits} bits are said")
-    factors = (scales.astype(np.uint32) << 16).view(np.float32)
-    if not np.isfinite(factors).all():
+    if (scales & _INFINITE == _INFINITE).any():
         raise ValueError(f"{path} is damaged: {name} has scales that are NaN or infinite")
-    if bits == 8 and (numbers == -128).any():
+    if bits == 8 and numbers.size and numbers.min() == -128:
         raise ValueError(f"{path} is damaged: {name} holds -128, and its numbers are from -127 to 127")
     if numbers.shape[1] != (columns if bits == 8 else -(-columns // 2)) or scales.shape[1] != -(-columns // GROUP):
         raise ValueError(
             f"{path} is damaged: {name} is {list(numbers.shape)} with scales {list(scales.shape)}, not of {columns} "
             "columns"
         )
-    return Groups(numbers if bits == 8 else from_nibbles(numbers, columns), factors)
+    return StoredGroups(numbers, scales, columns)

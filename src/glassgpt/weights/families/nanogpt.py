@@ -59,11 +59,12 @@ def read(found: Found, dtype: torch.dtype | None = torch.float32, n_heads: int |
     return build_model(config, state)
 
 
-def read_meta(path: Path, vocab_size: int) -> Tokenizer:
+def read_meta(path: Path, vocab_size: int | None = None) -> Tokenizer:
     """The characters of a `meta.pkl`, under the very ids that `stoi` gives them; nothing in it is run.
 
     Raises `ValueError` for anything but `{"vocab_size": int, "stoi": {character: id}, "itos": {id: character}}` with
-    ids from 0 on, each once, `stoi` and `itos` in agreement, and as many of them as the model's `vocab_size`.
+    ids from 0 on, each once, `stoi` and `itos` in agreement, and as many of them as the model's `vocab_size`, if that
+    is given.
     """
     meta = load_plain_pickle(path)
     if not isinstance(meta, dict) or not {"vocab_size", "stoi", "itos"} <= meta.keys():
@@ -79,7 +80,7 @@ def read_meta(path: Path, vocab_size: int) -> Tokenizer:
         raise ValueError(f"{path}: stoi and itos disagree")
     if type(size) is not int or size != len(stoi):
         raise ValueError(f"{path}: vocab_size is {ascii(size)[:40]}, but stoi has {len(stoi)} characters")
-    if size != vocab_size:
+    if vocab_size not in (None, size):
         raise ValueError(f"{path} has {size} characters, the model {vocab_size} ids; they do not belong together")
     return tokenizer
 

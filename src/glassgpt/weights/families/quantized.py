@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from glassgpt.generation.cpu.numbers import Groups
+from glassgpt.generation.cpu.numbers import StoredGroups
 from glassgpt.json_file import read_json
 from glassgpt.model import GPTModel
 from glassgpt.weights.containers.mapped_arrays import Array
@@ -48,15 +48,14 @@ def _is_turned(name: str) -> bool:
     return name.removeprefix("transformer.").startswith("h.")
 
 
-def _floats(name: str, tensor: Array | Groups) -> Tensor:
-    if not isinstance(tensor, Groups):
+def _floats(name: str, tensor: Array | StoredGroups) -> Tensor:
+    if not isinstance(tensor, StoredGroups):
         return torch.from_numpy(tensor)
     floats = torch.from_numpy(tensor.to_float32())
     return floats.T if _is_turned(name) else floats
 
 
-def _shape(name: str, tensor: Array | Groups) -> tuple[int, ...]:
-    if not isinstance(tensor, Groups):
+def _shape(name: str, tensor: Array | StoredGroups) -> tuple[int, ...]:
+    if not isinstance(tensor, StoredGroups):
         return tensor.shape
-    shape: tuple[int, ...] = tensor.numbers.shape
-    return shape[::-1] if _is_turned(name) else shape
+    return tensor.shape[::-1] if _is_turned(name) else tensor.shape

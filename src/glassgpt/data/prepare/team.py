@@ -1,0 +1,100 @@
+"""The processes that encode: each is given one task after another, and says how far it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from glassgpt.data.prepare import worker
+from glassgpt.data.prepare.worker import ERRORS, Work
+
+
+def encode_here(work: Work, tasks: Iterable[int], told: Callable[[int, int], None]) -> None:
+    """Encode tasks in this process; `told` hears how many bytes of a task are done."""
+    for task in tasks:
+        work.encode(task, lambda done, task=task: told(task, done))  # type: ignore[misc]
+        told(task, work.plan.task_bytes(task))
+
+
+def encode(work: Work, tasks: Iterable[int], processes: int, on_error: str, told: Callable[[int, int], None]) -> None:
+    """As `encode_here`, in so many processes. What goes wrong in one of them is raised here, and ends all."""
+    waiting = deque(tasks)
+    heard: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
+    team = [_start(work.folder, on_error) for _ in range(min(processes, len(waiting)))]
+    listeners = [
+        threading.Thread(target=_listen, args=(number, member, heard), daemon=True)
+        for number, member in enumerate(team)
+    ]
+    busy = set()
+    try:
+        for listener in listeners:
+            listener.start()
+        for number, member in enumerate(team):
+            _give(member, waiting.popleft())
+            busy.add(number)
+        while busy:
+            number, record = heard.get()
+            if record is None:
+                if number in busy:
+                    raise RuntimeError(
+                        f"a process that encodes ended with code {team[number].wait()}: not enough memory, or it was "
+                        "killed; the same command continues"
+                    )
+            elif "error" in record:
+                raise ERRORS[record["kind"]](record["error"])
+            elif "done" in record:
+                told(record["task"], record["done"])
+            else:
+                told(record["task"], work.plan.task_bytes(record["task"]))
+                busy.discard(number)
+                if waiting:
+                    _give(team[number], waiting.popleft())
+                    busy.add(number)
+    finally:
+        for member in team:
+            member.kill()
+        for member in team:
+            member.wait()
+        for listener in listeners:
+            listener.join()
+        for member in team:
+            assert member.stdin is not None and member.stdout is not None
+            member.stdin.close()
+            member.stdout.close()
+
+
+def _start(folder: Path, on_error: str) -> subprocess.Popen[str]:
+    # one process has one core: what else it loads shall not start threads for all of them
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    return subprocess.Popen(
+        [sys.executable, "-m", worker.__name__, str(folder), on_error],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+    )
+
+
+def _give(member: subprocess.Popen[str], task: int) -> None:
+    assert member.stdin is not None
+    try:
+        member.stdin.write(f"{task}\n")
+        member.stdin.flush()
+    except BrokenPipeError:
+        pass  # the listener hears of its end
+
+
+def _listen(number: int, member: subprocess.Popen[str], heard: queue.Queue[tuple[int, dict[str, Any] | None]]) -> None:
+    assert member.stdout is not None
+    for line in member.stdout:
+        heard.put((number, json.loads(line)))
+    heard.put((number, None))

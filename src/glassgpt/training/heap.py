@@ -1,0 +1,35 @@
+"""Memory that stays with the process between two steps, where the C library can be told so."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_USUAL = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
+_KEPT = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_MAX: 0}
+
+
+@contextlib.contextmanager
+def heap_kept() -> Iterator[None]:
+    """Within it, what PyTorch frees on a CPU is used again instead of going back to the system.
+
+    glibc gives large blocks back one by one, and the system hands out the next ones page by page, each filled with
+    zeros: a third of a training step at 124M parameters. Afterwards all is as usual, and what is free goes back. Does
+    nothing where there is no glibc.
+    """
+    library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
+        yield
+        return
+    for option, value in _KEPT.items():
+        library.mallopt(option, value)
+    try:
+        yield
+    finally:
+        for option, value in _USUAL.items():
+            library.mallopt(option, value)
+        library.malloc_trim(0)
