@@ -31,6 +31,7 @@ GROUPS = (
         "Train",
         (
             "training.train:train",
+            "training.train_file:read_train_file",
             "training.settings:Settings",
             "training.records:TrainResult",
             "training.progress:Progress",

@@ -20,7 +20,17 @@ SOURCE = PACKAGE.parent
 # From the ground up. A module imports its own layer and those below it; what is said of a folder counts for all of it
 # that is not named itself. `docs/architecture.md` shows the same table.
 LAYERS = (
-    ("options", "terminal_text", "json_file", "files", "packages", "cores", "measured", "offline_tiktoken"),
+    (
+        "options",
+        "terminal_text",
+        "json_file",
+        "toml_file",
+        "files",
+        "packages",
+        "cores",
+        "measured",
+        "offline_tiktoken",
+    ),
     ("config", "tokenizer", "kv_cache", "device", "weights.containers", "weights.download", "generation.cpu.numbers"),
     ("language_model", "model"),
     ("data", "weights", "explain"),

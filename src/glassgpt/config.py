@@ -16,6 +16,10 @@ ROLES = ("embedding", "head", "hidden", "residual", "scale", "bias")
 output is added to the shortcut, the factor of a norm, or a vector that is added."""
 
 
+WEIGHTS_LEAVE_OPEN = ("context_length", "drop_rate", "attention")
+"""Fields of a shape that may be chosen for weights that are there already."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GPTConfig(Options):
     """The shape of one GPT. The first seven keys are the book's (chapter 4), with its defaults for GPT-2 124M.

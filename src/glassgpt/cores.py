@@ -1,9 +1,10 @@
-"""The processor, and how many threads to compute with: what this process may use, not all there is. Loads no torch."""
+"""The processor, how many threads to compute with (what this process may use), and its memory. Loads no torch."""
 
 from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
 
 _MAX_THREADS = 1024  # PyTorch crashes where the system refuses it some tens of thousands
@@ -38,6 +39,18 @@ def asked_threads(threads: int | None = None) -> int | None:
             f"threads {threads} must be from 1 to {_MAX_THREADS}; best is one for each of the {available_cores()} cores"
         )
     return threads
+
+
+def peak_memory() -> int | None:
+    """The most memory that this process has had so far, in bytes; None where the system does not say."""
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says counts the parent's memory, too, which a child begins with
+        return int(status.read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) * 1024
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def wanted_threads(threads: int | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from glassgpt.cores import wanted_threads
+from glassgpt.cores import peak_memory, wanted_threads
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -44,6 +44,11 @@ def check_dtype(name: str, device: torch.device) -> None:
         raise ValueError(f"dtype {name!r} must be one of auto, {', '.join(DTYPES)}")
     if name == "bfloat16" and device.type == "cuda" and not has_bfloat16_products(device):
         raise ValueError("dtype 'bfloat16' needs a GPU of compute capability 8.0 or more: use float32")
+
+
+def peak_memory_on(device: torch.device) -> int | None:
+    """The most bytes in use so far: what PyTorch took of a CUDA device, else this process; None where unknown."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
 
 
 def set_threads(threads: int | None = None) -> int:

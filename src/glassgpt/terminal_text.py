@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 # C0, DEL and C1, which a terminal obeys; Unicode has pictures of the first two
 _PICTURES: dict[int, str | None] = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"}
 _PICTURES |= {0x7F: "\u2421", **dict.fromkeys(range(0x80, 0xA0), "\ufffd"), ord("\r"): None}
@@ -13,6 +15,18 @@ def visible(text: str) -> str:
     Such characters are shown as pictures, such as ␛; carriage returns are left out.
     """
     return text.translate(_PICTURES)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns are aligned: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    first, *others = widths
+    lines = [
+        f"| {cells[0]:<{first}} | {' | '.join(f'{c:>{w}}' for c, w in zip(cells[1:], others, strict=True))} |"
+        for cells in (header, *rows)
+    ]
+    rule = f"|{'-' * (first + 2)}|{'|'.join('-' * (width + 1) + ':' for width in others)}|"
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def one_line(message: object, limit: int | None = None) -> str:

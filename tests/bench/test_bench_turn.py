@@ -12,7 +12,8 @@ from glassgpt import GPTModel, Tokenizer, complete, save_model
 from glassgpt.bench import prepare, turn
 from glassgpt.bench.plan import ROW_COUNTS, Sizes
 from glassgpt.bench.prepare import prompt_tokens, short_text
-from glassgpt.bench.turn import agreement, costs, measure, peak_memory, read_rate
+from glassgpt.bench.turn import agreement, costs, measure, read_rate
+from glassgpt.cores import peak_memory
 from glassgpt.generation.decoder import Decoder, Prefix, Scores
 from glassgpt.generation.torch_decoder import CachedDecoder
 

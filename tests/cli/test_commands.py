@@ -27,7 +27,8 @@ from glassgpt.cli import main
 from glassgpt.cli import parser as _parser
 
 COMMANDS = (
-    "demo", "train", "generate", "chat", "evaluate", "explain", "bench", "download", "import", "export", "quantize",
+    "demo", "train", "compare", "sweep", "generate", "chat", "evaluate", "explain", "bench", "download", "import",
+    "export", "quantize",
 )  # fmt: skip
 SOURCE = Path(glassgpt.__file__).parents[1]
 SHAPE: dict[str, Any] = dict(vocab_size=257, context_length=16, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.0)
@@ -82,6 +83,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("zip.pth", b"PK\x03\x04" + bytes(100))
     write("pickle.pth", b"\x80\x02garbage")
     write("header.safetensors", (100).to_bytes(8, "little") + b"{" + bytes(99))
+    write("wrong.toml", b"[training]\nstepps = 5\n")
     for name in ("nothing", "foreign"):
         (root / name).mkdir()
     write("foreign/thesis.doc", b"years of work")
@@ -186,7 +188,11 @@ NONSENSE = [
     ("train text.txt --from missing --out new", "no model 'missing'"),
     ("train text.txt --from cut --out new", "cut"),
     ("train text.txt --from nothing --out new", "nothing holds no model"),
-    ("train --resume --out run --from model", "the weights to begin with are chosen when a run begins"),
+    ("train --config missing.toml --out new", "missing.toml: no such file"),
+    ("train --config nothing --out new", "nothing: is a directory"),
+    ("train --config text.txt --out new", "text.txt: not valid TOML"),
+    ("train --config wrong.toml --out new", "wrong.toml, line 2, [training]: unknown setting 'stepps': did you mean"),
+    ("train --resume --out run --from model", "what it began with was nothing, from scratch, now model"),
     ("train --resume --out run --n-layers 5", "n_layers was"),
     (f"{TRAIN} --tokenizer char --sample-prompt §", "'\\xa7'"),
     (f"{TRAIN} --out text.txt", "text.txt is a file"),
@@ -200,11 +206,32 @@ NONSENSE = [
     ("train --resume --out unstarted", "no checkpoint yet"),
     ("train --resume --out garbled", "run.json is damaged|steps"),
     ("train --resume --out run --learning-rate 0.5", "learning_rate was 0.004, now 0.5"),
-    ("train --resume --out run --shape micro", "emb_dim was 16, now 128"),
-    ("train --resume --out run --tokenizer gpt2", "chosen when a run begins"),
+    ("train --resume --out run --tokenizer gpt2", "the tokenizer was one of 257 tokens, now gpt2"),
+    ("train --resume --out run --optimizer adamw --change", "optimizer was 'muon', now 'adamw': leave it out"),
+    ("train --like missing --out new", "missing holds no run: run.json is missing"),
+    ("train --like garbled --out new", "garbled/run.json is damaged"),
+    ("train --like run --resume --out run", "resume excludes overwrite and like"),
+    ("train text.txt --like run --out new", "texts: a run like run has its text"),
+    ("train --like run --tokenizer byte --out new", "tokenizer: a run like run has its text"),
+    ("train --like run --out run", "already holds a run"),
     ("train --resume --out run --steps 1", "steps 1 is below the 2"),
     ("train short.txt --resume --out run", "the text was"),
-    ("train --resume --overwrite --out run", "resume and overwrite exclude each other"),
+    ("train --resume --overwrite --out run", "resume excludes overwrite and like"),
+    # compare
+    ("compare", "the following arguments are required: RUN"),
+    ("compare missing nothing", "no run to compare: missing: holds no run: run.json is missing; nothing: holds"),
+    ("compare garbled", "no run to compare: garbled: garbled/run.json is damaged"),
+    ("compare run run", "run is named twice"),
+    ("compare run --out foreign", "foreign must end in .png or .svg"),
+    ("compare run --out text.txt/curves.png", "text.txt"),
+    # sweep
+    ("sweep", "one of the arguments --over --find is required"),
+    ("sweep --over lerning_rate=1 -- text.txt", "unknown setting 'lerning_rate'"),
+    ("sweep --over learning_rate=1 --out foreign -- text.txt --steps 1", "holds 'thesis.doc' and no sweep"),
+    ("sweep --over learning_rate=1 --out text.txt -- text.txt --steps 1", "text.txt is a file"),
+    ("sweep --over learning_rate=1 --out new -- --steps 5 --minutes 1", "exclude each other"),
+    ("sweep --find learning_rate --out new -- missing.txt", "missing.txt: no such file"),
+    ("sweep --find weight_decay -- text.txt", "invalid choice: 'weight_decay'"),
     # the model of generate, chat, evaluate, explain, export: tried by one of them each
     ("generate missing x", "no model 'missing'"),
     ("generate · x", "no model ''"),

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from glassgpt.data.baselines import Baselines
 from glassgpt.training.log import RunLog
 from glassgpt.training.plot import plot_losses
-from glassgpt.training.run_directory import LOG
+from glassgpt.training.run_directory import CSV, LOG
 
 BASELINES = Baselines(uniform=6.2, unigram=5.2, bigram=3.9)
 
@@ -27,7 +27,7 @@ def test_the_picture_shows_both_curves(tmp_path: Path) -> None:
     assert picture.shape == (540, 960, 4)
     colours = {tuple(round(255 * float(c)) for c in pixel) for pixel in picture[:, :, :3].reshape(-1, 3)}
     assert {(0x1F, 0x5F, 0xAE), (0x88, 0x88, 0x88)} <= colours  # validation, baselines
-    assert sorted(p.name for p in tmp_path.iterdir()) == [LOG, "loss.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CSV, LOG, "loss.png"]
 
 
 @pytest.mark.parametrize("loss", [0.0, 1e30, math.nan, math.inf])

@@ -23,6 +23,7 @@ from glassgpt.training.progress import Progress
 from glassgpt.training.records import TrainResult
 from glassgpt.training.run_directory import is_run
 from glassgpt.training.state import newest_checkpoint
+from glassgpt.training.train_file import read_train_file
 
 CONFIG = GPTConfig(vocab_size=300, context_length=16, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.2)
 SETTINGS = dict(steps=20, batch_size=4, eval_every=5, eval_batches=2, sample_tokens=0, dtype="float32")
@@ -64,7 +65,7 @@ class StopAt(Progress):
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    clock = ("tokens_per_second", "time", "seconds")
+    clock = ("tokens_per_second", "time", "seconds", "memory_bytes")
     logs = [[{k: v for k, v in record.items() if k not in clock} for record in read_log(out)] for out in (a, b)]
     assert logs[0] == logs[1]
     states = []
@@ -109,6 +110,22 @@ def test_a_mixture_resumes_bit_for_bit(tmp_path: Path, animals: Path, numbers: P
     sizes = [open_dataset(path).validation.n_tokens for path in (animals, numbers)]
     assert evaluation.n_tokens == pytest.approx(min(sizes[0] / 0.7, sizes[1] / 0.3), abs=2)
     assert 0.9 < evaluation.n_bytes / evaluation.n_tokens < 1
+
+
+def test_a_mixture_is_repeated_and_begun_from_its_own_file(
+    tmp_path: Path, animals: Path, numbers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(["animals=0.7", "numbers=0.3"], tmp_path / "whole", activation_checkpointing=False)
+    train(out=tmp_path / "again", like=tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "again")
+    assert sorted(path.name for path in (tmp_path / "again" / "data").iterdir()) == ["sources.json"]
+    monkeypatch.chdir(tmp_path / "whole")
+    train(**read_train_file("train.toml"), out=tmp_path / "anew")
+    assert_same_run(tmp_path / "whole", tmp_path / "anew")
+    shutil.rmtree(numbers)
+    with pytest.raises(ValueError, match="numbers: the dataset of .* is not there"):
+        train(out=tmp_path / "gone", like=tmp_path / "whole")
 
 
 def test_a_mixture_without_weights_goes_by_the_tokens(tmp_path: Path, animals: Path, numbers: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from glassgpt.bench.plan import BATCH, FLOAT32, ROUNDED
 from glassgpt.bench.plot import plot
 from glassgpt.bench.results import Bench, threads_of
 from glassgpt.files import creating
+from glassgpt.terminal_text import table
 
 FILES = ("bench.json", "bench.md", "bench.png")
 
@@ -124,18 +124,6 @@ def _context_table(bench: Bench) -> str:
             for name, costs in zip(every, series, strict=True)
         ],
     )
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    first, *others = widths
-    lines = [
-        f"| {cells[0]:<{first}} | {' | '.join(f'{c:>{w}}' for c, w in zip(cells[1:], others, strict=True))} |"
-        for cells in (header, *rows)
-    ]
-    rule = f"|{'-' * (first + 2)}|{'|'.join('-' * (width + 1) + ':' for width in others)}|"
-    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def _rate(value: float | None) -> str:

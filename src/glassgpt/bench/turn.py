@@ -18,6 +18,7 @@ from typing import Any
 
 from glassgpt.bench.plan import ROUNDED, ROW_COUNTS, Sizes
 from glassgpt.bench.writers import Loaded, load
+from glassgpt.cores import peak_memory
 from glassgpt.files import write_text
 from glassgpt.generation.decoder import Decoder
 
@@ -152,18 +153,6 @@ def read_rate(threads: int) -> float | None:
             list(pool.map(total, parts))
             times.append(time.perf_counter() - start)
     return parts.nbytes / min(times)
-
-
-def peak_memory() -> int | None:
-    """The most memory that this process has had so far, in bytes; None where the system does not say."""
-    status = Path("/proc/self/status")
-    if status.exists():  # what getrusage says counts the parent's memory, too, which a child begins with
-        return int(status.read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) * 1024
-    try:
-        import resource
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main() -> None:

@@ -11,10 +11,10 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from glassgpt.cli import bench, generate, inspect, prepare, quantize, train, weights
+from glassgpt.cli import bench, generate, inspect, prepare, quantize, runs, sweep, train, weights
 from glassgpt.cli.console import prepare_streams, say, warnings_shown
 from glassgpt.cli.options import DONE, FAILED, MISUSED, Parser
-from glassgpt.terminal_text import one_line
+from glassgpt.terminal_text import one_line, visible
 from glassgpt.weights.download.errors import DownloadError
 
 _MISUSE = (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
@@ -49,7 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.traceback:
             traceback.print_exc()
         message, code = describe(error)
-        return say(message, code)
+        say(message, code)
+        for note in getattr(error, "__notes__", ()):  # a table that belongs to the message
+            print(visible(note), file=sys.stderr)
+        return code
 
 
 def describe(error: Exception) -> tuple[str, int]:
@@ -94,6 +97,6 @@ def parser() -> argparse.ArgumentParser:
     result = Parser(prog="glassgpt", description="A GPT you can see through: train, generate, look inside.")
     result.add_argument("--version", action=_Version, nargs=0, help="show the version")
     commands = result.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for room in (train, prepare, generate, inspect, bench, weights, quantize):
+    for room in (train, prepare, runs, sweep, generate, inspect, bench, weights, quantize):
         room.add_commands(commands)
     return result

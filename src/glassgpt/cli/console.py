@@ -78,6 +78,17 @@ def print_json(value: Any) -> None:
     print(json.dumps(json.loads(text, parse_constant=lambda _: None)))
 
 
+def picture_kind(path: Path | None) -> str | None:
+    """The format of a picture by its name; `ValueError` for another one, `FileExistsError` for one that is there."""
+    if path is None:
+        return None
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise ValueError(f"{path} must end in .png or .svg")
+    if path.exists():
+        raise FileExistsError(f"{path} exists: choose a new name")
+    return path.suffix.lower()[1:]
+
+
 @contextlib.contextmanager
 def run_view(on_stderr: bool) -> Iterator[Progress]:
     """The view of a run or of other long work; the terminal is left in order whatever happens."""

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from glassgpt.cli.console import print_json, run_view
+from glassgpt.cli.console import picture_kind, print_json, run_view
 from glassgpt.cli.options import (
     DONE,
     add_decoder,
@@ -71,9 +71,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     from glassgpt.files import creating
     from glassgpt.generation.trace import trace
 
-    kind = arguments.out.suffix.lower() if arguments.out else ".png"
-    if kind not in (".png", ".svg"):
-        raise ValueError(f"{arguments.out} must end in .png or .svg")
+    kind = picture_kind(arguments.out)
     if arguments.out and wants_compiled(arguments):
         raise ValueError("--out shows the readable model's attention: leave out what is for the compiled decoder")
     readable = load(arguments) if arguments.out else None
@@ -94,6 +92,6 @@ def _explain(arguments: argparse.Namespace) -> int:
         with creating(arguments.out) as temporary, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is a box in the picture
             figure = plot_attention(maps, [token.text for token in tokens], arguments.layer, arguments.head)
-            figure.savefig(temporary, format=kind[1:])
+            figure.savefig(temporary, format=kind)
         print(f"attention maps: {arguments.out}", file=sys.stderr)
     return DONE

@@ -7,15 +7,16 @@ import dataclasses
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from glassgpt.cli.console import print_json, run_view
 from glassgpt.cli.options import DONE, FAILED, above_zero, add_fields, add_machine, add_text_field, command, given
 from glassgpt.config import PRESETS, GPTConfig, preset_sizes
 from glassgpt.training.settings import Settings
 
-if TYPE_CHECKING:
-    from glassgpt.config import GPTConfigKeywords
+_OUT = "runs/model"
+_KEYWORDS = ("shape", "model", "tokenizer", "minutes", "like", "resume", "change", "overwrite", "device", "threads")
+"""What `train` takes under the name that the option has here."""
 
 
 def add_commands(commands: Any) -> None:
@@ -32,7 +33,11 @@ def add_commands(commands: Any) -> None:
     demo.add_argument("--seconds", type=above_zero, default=60.0, help="time to train (default: %(default)g)")
     add_machine(demo, device=False)
 
-    train = command(commands, "train", _train, "train a GPT on your own text")
+    add_train_arguments(command(commands, "train", _train, "train a GPT on your own text"))
+
+
+def add_train_arguments(train: argparse.ArgumentParser) -> None:
+    """The arguments of `train`, which a sweep takes as well."""
     train.add_argument(
         "text",
         nargs="*",
@@ -40,9 +45,24 @@ def add_commands(commands: Any) -> None:
         help="text files or folders, or datasets of glassgpt "
         "prepare, by weight where there are several: web=0.7 books=0.3 (none: Python's own manual)",
     )
+    train.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings from a TOML file, such as the train.toml of a run; what is said here wins (default: none)",
+    )
     add_text_field(train)
-    train.add_argument("--out", default="runs/model", metavar="DIR", help="directory of the run (default: %(default)s)")
+    train.add_argument("--out", metavar="DIR", help=f"directory of the run (default: {_OUT})")
+    train.add_argument(
+        "--like",
+        metavar="RUN",
+        help="repeat this run, with its settings, tokens, tokenizer, seed and threads, but for what is said here "
+        "(default: none)",
+    )
     train.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
+    train.add_argument(
+        "--change", action="store_true", help="with --resume: go on with the settings given here, where they differ"
+    )
     train.add_argument("--overwrite", action="store_true", help="put a new run in the place of the one in --out")
     train.add_argument(
         "--from",
@@ -72,6 +92,7 @@ def add_commands(commands: Any) -> None:
     add_fields(shape, GPTConfig, derived="the shape's, or picked")
     add_fields(train.add_argument_group("how to train"), Settings)
     add_machine(train)
+    train.set_defaults(device=None)  # a file may say otherwise
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -84,30 +105,36 @@ def _demo(arguments: argparse.Namespace) -> int:
     return DONE if result.finished else FAILED
 
 
+def asked_for(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of `train` that were given on the command line, checked (`ValueError`)."""
+    values = {
+        "texts": arguments.text,
+        "text_fields": arguments.text_field,
+        "out": arguments.out,
+        "config": given(arguments, GPTConfig),
+        **{name: getattr(arguments, name) for name in _KEYWORDS},
+    }
+    return {name: value for name, value in values.items() if value} | given(arguments, Settings)
+
+
+def from_file(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of `train` that were given, on the command line or in the file it names."""
+    asked = asked_for(arguments)
+    if arguments.config is None:
+        return asked
+    from glassgpt.training.train_file import merged, read_train_file
+
+    return merged(read_train_file(arguments.config), asked)
+
+
 def _train(arguments: argparse.Namespace) -> int:
     from glassgpt.device import set_threads
     from glassgpt.training.train import train
 
-    settings = given(arguments, Settings)
-    config = cast("GPTConfigKeywords", given(arguments, GPTConfig))
-    set_threads(arguments.threads)
+    asked = from_file(arguments)
+    set_threads(asked.get("threads"))
     with run_view(arguments.json) as progress:
-        result = train(
-            arguments.text,
-            arguments.out,
-            shape=arguments.shape,
-            config=config,
-            model=arguments.model,
-            tokenizer=arguments.tokenizer,
-            minutes=arguments.minutes,
-            text_fields=arguments.text_field,
-            resume=arguments.resume,
-            overwrite=arguments.overwrite,
-            device=arguments.device,
-            threads=arguments.threads,
-            progress=progress,
-            **settings,
-        )
+        result = train(**{"out": _OUT, **asked}, progress=progress)
     if arguments.json:
         print_json(dataclasses.asdict(result))
     elif result.finished:

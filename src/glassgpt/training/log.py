@@ -2,6 +2,7 @@
 
 Each has the `time` it was written at, ISO 8601 in UTC, and the `seconds` the run had been at work by then, without the
 pauses between a stop and its resume. Logs of version 0.1 have neither, and a run that began so never has `seconds`.
+`log.csv` has the same for spreadsheets, and `samples.jsonl` has what the model wrote at each evaluation.
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.files import write_text
-from glassgpt.training.run_directory import LOG
+from glassgpt.training.run_directory import CSV, LOG, SAMPLES
 
+_COLUMNS = (
+    *("kind", "step", "loss", "gradient_norm", "rate", "tokens_per_second"),
+    *("val_loss", "bits_per_byte", "epoch", "memory_bytes", "time", "seconds"),
+)
 _KEYS = {"step": {"step", "loss"}, "evaluation": {"step", "val_loss"}}
 
 
@@ -38,6 +43,11 @@ class RunLog:
         ends = {"step": first_step, "evaluation": (first_step if evaluated is None else evaluated) + 1}
         kept = [r for r in read_log(self._run) if r["step"] < ends[r["kind"]]]
         write_text(self._run / LOG, "".join(map(_line, kept)))
+        if kept:
+            write_text(self._run / CSV, _csv_header() + "".join(map(_csv, kept)))
+        if samples := read_samples(self._run):
+            written = (sample for sample in samples if sample["step"] < ends["evaluation"])
+            write_text(self._run / SAMPLES, "".join(map(_line, written)))
         self._before = _seconds(kept)
         return kept
 
@@ -46,25 +56,43 @@ class RunLog:
         record = {"kind": "step", "step": step, "loss": loss, "gradient_norm": norm, "rate": rate}
         return self._append(record | {"tokens_per_second": round(tokens_per_second, 1)})
 
-    def evaluation(self, step: int, val_loss: float, bits_per_byte: float, epoch: float) -> dict[str, Any]:
-        """The validation loss after `step` steps."""
+    def evaluation(
+        self, step: int, val_loss: float, bits_per_byte: float, epoch: float, memory_bytes: int | None = None
+    ) -> dict[str, Any]:
+        """The validation loss after `step` steps, and the most memory that was in use until then, if that is known."""
         record = {"kind": "evaluation", "step": step, "val_loss": val_loss, "bits_per_byte": bits_per_byte}
-        return self._append(record | {"epoch": round(epoch, 4)})
+        record |= {"epoch": round(epoch, 4)}
+        return self._append(record if memory_bytes is None else record | {"memory_bytes": memory_bytes})
 
-    def _append(self, record: dict[str, Any]) -> dict[str, Any]:
+    def sample(self, step: int, text: str) -> None:
+        """What the model wrote after `step` steps, into `samples.jsonl`."""
+        self._append({"step": step, "text": text}, SAMPLES)
+
+    def _append(self, record: dict[str, Any], name: str = LOG) -> dict[str, Any]:
         record["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         if self._before is not None:
             record["seconds"] = round(self._before + time.monotonic() - self._began, 3)
-        with (self._run / LOG).open("a", encoding="utf-8", newline="\n") as file:
-            file.write(_line(record))
+        self._write(name, _line(record))
+        if name == LOG:
+            self._write(CSV, _csv(record) if (self._run / CSV).exists() else _csv_header() + _csv(record))
         return record
+
+    def _write(self, name: str, text: str) -> None:
+        with (self._run / name).open("a", encoding="utf-8", newline="\n") as file:
+            file.write(text)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The records of `log.jsonl`, up to the first line that a kill cut off or that is not ours."""
+    return read_log_and_rest(run)[0]
+
+
+def read_log_and_rest(run: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of `log.jsonl`, as `read_log` has them, and how many lines come after them."""
     path = run / LOG
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for line in lines:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
@@ -72,13 +100,35 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         if not isinstance(record, dict) or not _KEYS.get(str(record.get("kind")), {""}) <= record.keys():
             break
         records.append(record)
-    return records
+    return records, len(lines) - len(records)
+
+
+def read_samples(run: Path) -> list[dict[str, Any]]:
+    """The records of `samples.jsonl` that are whole: each has a `step` and a `text`."""
+    path, samples = run / SAMPLES, []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int) and isinstance(record.get("text"), str):
+            samples.append(record)
+    return samples
 
 
 def _seconds(records: list[dict[str, Any]]) -> float | None:
     """How long the run had been at work at its last record, if that says so."""
     seconds = records[-1].get("seconds") if records else 0.0
     return seconds if isinstance(seconds, int | float) else None
+
+
+def _csv_header() -> str:
+    return ",".join(_COLUMNS) + "\n"
+
+
+def _csv(record: dict[str, Any]) -> str:
+    """A line of `log.csv`: what the record does not have is empty. Nothing in a record needs quotes."""
+    return ",".join("" if record.get(name) is None else str(record[name]) for name in _COLUMNS) + "\n"
 
 
 def _line(record: dict[str, Any]) -> str:

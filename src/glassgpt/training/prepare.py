@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import torch
 
+from glassgpt.checkpoint import fingerprint
 from glassgpt.data.baselines import corpus_baselines
 from glassgpt.data.corpus import Document, default_corpus, read_corpus, split_documents
 from glassgpt.data.loader import BatchLoader
 from glassgpt.data.sources import Source, TrainingSide, ValidationSide, open_sources, sources_of, write_sources
 from glassgpt.data.tokens import write_tokens
-from glassgpt.data.vocabulary import TOKENIZERS, named_tokenizer
+from glassgpt.data.vocabulary import named_tokenizer
 from glassgpt.files import write_text
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.choose import choose_tokenizer
@@ -23,9 +25,11 @@ from glassgpt.training.number_type import choose_dtype
 from glassgpt.training.plan import fitting, planned
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared
-from glassgpt.training.request import Request, Start
-from glassgpt.training.run_directory import RUN_FILE
+from glassgpt.training.repeat import data_of
+from glassgpt.training.request import Like, Request, Start
+from glassgpt.training.run_directory import RUN_FILE, TRAIN_FILE
 from glassgpt.training.settings import Settings
+from glassgpt.training.train_file import begun_with, train_toml
 
 
 def prepare(
@@ -38,7 +42,7 @@ def prepare(
     """
     settings = request.checked(device).with_rates(start.model.n_parameters() if start else None)
     choices: list[str] = []
-    for text in request.texts:
+    for text in request.texts if request.like is None else ():
         if Path(text).resolve().is_relative_to(out.resolve()):
             raise ValueError(f"the text {text} lies in {out}: choose a directory of its own for the run")
     tokenizer, train, validation = _data(request, start, out, run, settings, choices, progress)
@@ -63,7 +67,8 @@ def prepare(
         f"{config.n_heads} heads, context {config.context_length} tokens"
     )
     tokenizer.save(run)
-    write_run_file(run, prepared, request)
+    write_run_file(run, prepared, request, start, device)
+    write_text(run / TRAIN_FILE, train_toml(request, prepared, out, str(device), torch.get_num_threads()))
     return prepared
 
 
@@ -77,6 +82,8 @@ def _data(
     progress: Progress,
 ) -> tuple[Tokenizer, TrainingSide, ValidationSide]:
     """(tokenizer, training, validation): text is encoded into `run`, datasets are checked and stay where they are."""
+    if request.like is not None:
+        return _repeated_data(request, request.like, start, run, settings, choices)
     if (sources := sources_of(request.texts)) is not None:
         return _prepared_data(sources, request, start, run, settings, choices, progress)
     progress.message("reading the text" if request.texts else "reading Python's own manual")
@@ -99,6 +106,18 @@ def _data(
         for name, part in (("train", train_part), ("validation", validation_part))
     )
     return tokenizer, train, validation
+
+
+def _repeated_data(
+    request: Request, like: Like, start: Start | None, run: Path, settings: Settings, choices: list[str]
+) -> tuple[Tokenizer, TrainingSide, ValidationSide]:
+    tokenizer = request.tokenizer
+    assert isinstance(tokenizer, Tokenizer)
+    check_sample(tokenizer, settings)
+    parts = data_of(like, tokenizer, start, run)
+    changed = f"; what was changed later is not repeated: {', '.join(like.changed)}" if like.changed else ""
+    choices.append(f"repeats {like.run}: its tokenizer and tokens, and what is not said, as it began{changed}")
+    return tokenizer, *parts
 
 
 def _prepared_data(
@@ -151,20 +170,25 @@ def _read(request: Request, out: Path, progress: Progress) -> list[Document]:
     )
 
 
-def write_run_file(run: Path, prepared: Prepared, request: Request) -> None:
-    """Write `run.json`: all that a resume needs besides the data and a checkpoint."""
+def write_run_file(run: Path, prepared: Prepared, request: Request, start: Start | None, device: torch.device) -> None:
+    """Write `run.json`: all that a resume or a repetition needs besides the data and a checkpoint."""
+    source = prepared.source
     record = {
         "config": prepared.config.to_dict(),
         "settings": prepared.settings.to_dict(),
         "baselines": dataclasses.asdict(prepared.baselines),
         "choices": prepared.choices,
-        "source": prepared.source,
+        "begun": begun_with(request, prepared.settings),
+        "source": str(Path(source).resolve()) if source and Path(source).exists() else source,
+        "source_fingerprint": fingerprint(start.model) if start else None,
         "early_evaluations": prepared.early,
-        "tokenizer": request.tokenizer if request.tokenizer in TOKENIZERS else None,
+        "tokenizer": request.tokenizer_name,
         "texts": [str(text) for text in request.texts],
         "text_fields": request.fields(),
         "data": {"train": prepared.train.fingerprint, "validation": prepared.validation.fingerprint},
+        "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "device": str(device),
     }
     write_text(run / RUN_FILE, json.dumps(record, indent=2) + "\n")

@@ -12,15 +12,17 @@ from typing import Any
 import torch
 
 from glassgpt.checkpoint import load_model
-from glassgpt.config import GPTConfig, preset
+from glassgpt.config import WEIGHTS_LEAVE_OPEN, GPTConfig, preset
 from glassgpt.data.vocabulary import TOKENIZERS, check_tokenizer
 from glassgpt.device import check_dtype
 from glassgpt.model import GPTModel
+from glassgpt.packages import require
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.choose import changed, shapes_for
 from glassgpt.training.settings import Settings
 
-_FREE = ("context_length", "drop_rate", "attention")  # what weights leave open
+IN_MEMORY = "a model in memory"
+"""The name of weights that come from nowhere else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,19 @@ class Start:
     """Where they come from, in words."""
     model: GPTModel
     tokenizer: Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Like:
+    """The run that is repeated."""
+
+    run: Path
+    tokenizer: str | None
+    """The name of its tokenizer, as in `run.json`."""
+    source_fingerprint: str | None
+    threads: int | None
+    changed: list[str]
+    """What was changed in it after it began, in words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +62,17 @@ class Request:
     text_fields: str | Sequence[str] = ()
     began: float = dataclasses.field(default_factory=time.monotonic)
     """When it was asked: the minutes count from here."""
+    like: Like | None = None
+    """The run that is repeated; what it had is in the other fields then."""
+
+    @property
+    def tokenizer_name(self) -> str | None:
+        """Of one of `TOKENIZERS`; None for another, and for that of weights."""
+        if self.like is not None:
+            return self.like.tokenizer
+        if self.tokenizer is None and self.model is None:
+            return "bpe"
+        return self.tokenizer if isinstance(self.tokenizer, str) and self.tokenizer in TOKENIZERS else None
 
     def fields(self) -> list[str]:
         """The fields of records that were chosen."""
@@ -55,6 +81,8 @@ class Request:
     def checked(self, device: torch.device) -> Settings:
         """The settings, once everything that needs neither text nor weights has been checked (`ValueError`)."""
         settings = Settings.from_dict(self.settings)
+        if settings.wandb:
+            require("wandb")
         check_dtype(settings.dtype, device)
         check_tokenizer(self.tokenizer)
         GPTConfig.check_fields(self.config)
@@ -72,10 +100,9 @@ class Request:
         if self.shape is not None:
             raise ValueError("shape and model exclude each other: weights have their shape")
         for key, value in self.config.items():
-            if key not in _FREE:
-                raise ValueError(
-                    f"{key} {value!r}: the weights that the run begins with decide it; free are {', '.join(_FREE)}"
-                )
+            if key not in WEIGHTS_LEAVE_OPEN:
+                free = ", ".join(WEIGHTS_LEAVE_OPEN)
+                raise ValueError(f"{key} {value!r}: the weights that the run begins with decide it; free are {free}")
         if self.tokenizer in TOKENIZERS:
             raise ValueError(
                 f"tokenizer {self.tokenizer!r}: a model keeps the tokenizer that it was trained with; leave it out"
@@ -89,7 +116,7 @@ class Request:
             return None
         if isinstance(self.model, GPTModel):
             assert isinstance(self.tokenizer, Tokenizer)
-            return Start("a model in memory", self.model, self.tokenizer)
+            return Start(IN_MEMORY, self.model, self.tokenizer)
         return Start(str(self.model), *load_model(self.model, tokenizer=self.tokenizer))
 
     def shapes(self, n_bytes: int, start: Start | None = None) -> list[tuple[str, GPTConfig]]:
@@ -107,5 +134,7 @@ class Request:
             return [("", config.replace(**self.config))]
         if isinstance(self.shape, GPTConfig):
             return [("", changed(self.shape, self.config))]
+        if self.shape is None and GPTConfig.rules().keys() - self.config.keys() <= {"sliding_window"}:
+            return [("", GPTConfig.from_dict(self.config))]  # nothing is left to pick
         names = shapes_for(n_bytes) if self.shape is None else [self.shape]
         return [(name, changed(preset(name), self.config)) for name in names]

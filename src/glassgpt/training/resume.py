@@ -4,90 +4,78 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from glassgpt.config import GPTConfig
-from glassgpt.data.baselines import Baselines
-from glassgpt.data.sources import TrainingSide, ValidationSide, open_run, read_sources, sources_of, write_sources
+from glassgpt.data.sources import read_sources, sources_of, write_sources
 from glassgpt.files import write_text
 from glassgpt.json_file import read_json
+from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.choose import choose_epochs
 from glassgpt.training.measure import further_steps, measure_speed, time_text
 from glassgpt.training.prepare import check_sample
 from glassgpt.training.records import Prepared
-from glassgpt.training.request import Request
+from glassgpt.training.request import IN_MEMORY, Request
 from glassgpt.training.run_directory import MAX_RUN_BYTES, RUN_FILE
+from glassgpt.training.run_file import RunRecord, open_data, read_run, warn_of_torch
 from glassgpt.training.settings import Settings
 from glassgpt.training.state import checkpoints
 from glassgpt.training.step import schedule
 
-_log = logging.getLogger(__name__)
-
 # Settings that a resumed run may change: none of them touches a step that has been taken, or what losses mean
-_CHANGEABLE = {"steps", "eval_every", "save_minutes", "patience", "sample_prompt", "sample_tokens"}
+_CHANGEABLE = frozenset(
+    {
+        *("steps", "eval_every", "save_minutes", "patience", "sample_prompt", "sample_tokens"),
+        *("tensorboard", "wandb"),
+    }
+)
+# Settings whose change makes another run of it from here on; the others are fixed by what a checkpoint has in it, or
+# make losses before and after incomparable
+_ON_DEMAND = frozenset(
+    {
+        *("batch_size", "micro_batch_size", "learning_rate", "muon_learning_rate", "weight_decay", "warmup_steps"),
+        *("final_rate", "grad_clip", "dtype", "seed", "keep", "activation_checkpointing"),
+    }
+)
 # How choices begin that tell what the run was to be when it began; a resume says itself how far it goes
 _PLANS = ("time: ", "steps: ", "the text is read ")
 
 
-def reopen(out: Path, request: Request) -> tuple[Prepared, Settings, int | None]:
+def reopen(out: Path, request: Request, change: bool = False) -> tuple[Prepared, Settings, int | None]:
     """A run that was prepared before, to be resumed.
 
     Besides it, its settings as they were before this resume changed any, and the number of threads it computes with, if
-    that is known. What contradicts the run is a `ValueError` that says how. The data's digests are checked.
+    that is known. What contradicts the run is a `ValueError` that says how, unless it may `change`. The data's digests
+    are checked.
     """
     if not (out / RUN_FILE).exists():
         raise FileNotFoundError(f"{out} holds no run to resume: {RUN_FILE} is missing")
-    record = read_json(out / RUN_FILE, max_bytes=MAX_RUN_BYTES)
-    try:
-        config, before = GPTConfig.from_dict(record["config"]), Settings.from_dict(record["settings"])
-        baselines = Baselines(**record["baselines"])
-        choices, fingerprints, _ = record["choices"], record["data"], record["texts"]
-        threads, torch_version = record.get("threads"), record.get("torch")  # version 0.1 did not write these
-        digests = [fingerprints["train"], fingerprints["validation"]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{out / RUN_FILE} is damaged: {error!r}") from None
-    tokenizer = Tokenizer.load(out)
-    if differences := _differences(request, config, before, record, tokenizer, read_sources(out) is not None):
-        raise ValueError(
-            f"{out} was begun differently: {'; '.join(differences)}. Leave these out, or begin a new run elsewhere"
-        )
-    changed = {name: value for name, value in request.settings.items() if name in _CHANGEABLE}
+    record, tokenizer = read_run(out), Tokenizer.load(out)
+    before = record.settings
+    now = sources_of(request.texts) if read_sources(out) is not None else None  # datasets may have moved there
+    if differences := _differences(request, record, tokenizer, change, now is not None):
+        raise _refusal(out, differences)
+    changeable = _CHANGEABLE | (_ON_DEMAND if change else frozenset())
+    changed = {name: value for name, value in _asked(request).items() if name in changeable}
     steps = changed.get("steps")
     settings = dataclasses.replace(before if steps is None else before.prolonged(steps), **changed)
     taken = max((int(path.name.removeprefix("step-")) for path in checkpoints(out)), default=0)
     if settings.steps is None or settings.steps < taken:
         raise ValueError(f"steps {settings.steps} is below the {taken} that {out} has taken already: ask for more")
     check_sample(tokenizer, settings)
-    train, validation = _data(out, request, tokenizer, digests)
-    if torch_version not in (None, torch.__version__):
-        _log.warning(
-            "%s was begun with PyTorch %s: with %s the last bits may differ", out, torch_version, torch.__version__
-        )
-    choices = [choice for choice in choices if not choice.startswith(_PLANS)]
-    source, early = record.get("source"), tuple(record.get("early_evaluations", ()))
-    if "eval_every" in changed:
-        early = ()
-    prepared = Prepared(config, settings, tokenizer, train, validation, baselines, choices, source, early)
-    return prepared, before, threads
-
-
-def _data(out: Path, request: Request, tokenizer: Tokenizer, digests: list[str]) -> tuple[TrainingSide, ValidationSide]:
-    """The data that a run began with, checked; its datasets may have moved to where the request says."""
-    now = sources_of(request.texts) if read_sources(out) is not None else None
-    train, validation = open_run(out, tokenizer, now)
-    if [train.fingerprint, validation.fingerprint] != digests:
-        place = out / "data" if now is None else _listed([str(text) for text in request.texts])
-        raise ValueError(f"{place} is not the data this run began with: it cannot be resumed")
-    for part in (train, validation):
-        part.verify()
+    train, validation = open_data(out, record, tokenizer, now)
     if now is not None:
         write_sources(out, now)
-    return train, validation
+    warn_of_torch(out, record)
+    choices = [choice for choice in record.choices if not choice.startswith(_PLANS)]
+    early = () if "eval_every" in changed else record.early
+    prepared = Prepared(
+        record.config, settings, tokenizer, train, validation, record.baselines, choices, record.source, early
+    )
+    return prepared, before, record.threads
 
 
 def record_changes(out: Path, prepared: Prepared) -> None:
@@ -97,47 +85,80 @@ def record_changes(out: Path, prepared: Prepared) -> None:
     write_text(out / RUN_FILE, json.dumps(record, indent=2) + "\n")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Difference:
+    """What was asked for now that contradicts what the run began with."""
+
+    name: str
+    was: str
+    now: str
+    on_demand: bool = False
+    """Whether a resume may change it if it is told to."""
+
+
+def _refusal(out: Path, differences: list[_Difference]) -> ValueError:
+    """The differences: one of them in a line, several as a table that is a note of the error."""
+    ways = (
+        "leave it out, or begin a new run elsewhere" if len(differences) == 1 else "leave them out, or begin a new run"
+    )
+    if all(difference.on_demand for difference in differences):
+        ways += ", or let the resume change it" if len(differences) == 1 else ", or let the resume change them"
+    if len(differences) == 1:
+        (only,) = differences
+        return ValueError(f"{out} was begun differently: {only.name} was {only.was}, now {only.now}: {ways}")
+    error = ValueError(f"{out} was begun differently in {len(differences)} ways: {ways}")
+    rows = [("", "the run", "asked for"), *((d.name, d.was, d.now) for d in differences)]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [f"  {name:{widths[0]}}  {was:{widths[1]}}  {now}" for name, was, now in rows]
+    error.add_note("\n".join(lines))
+    return error
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    """The settings that were asked for; what was left to be picked was picked when the run began."""
+    values = Settings.from_dict(request.settings).to_dict()
+    picked = (None, "auto")
+    return {name: values[name] for name in request.settings if values[name] not in picked}
+
+
 def _differences(
-    request: Request,
-    config: GPTConfig,
-    settings: Settings,
-    record: dict[str, Any],
-    tokenizer: Tokenizer,
-    datasets: bool,
-) -> list[str]:
-    """What was asked for now that contradicts what the run began with, in words.
+    request: Request, record: RunRecord, tokenizer: Tokenizer, change: bool, datasets: bool
+) -> list[_Difference]:
+    """What was asked for now that contradicts what the run began with, and that must not `change`.
 
     Where it trains on `datasets`, others are told by their tokens, not by their names.
     """
-    asked, recorded = dataclasses.asdict(Settings.from_dict(request.settings)), dataclasses.asdict(settings)
+    settings, config = record.settings.to_dict(), record.config
+    free = _CHANGEABLE | (_ON_DEMAND if change else frozenset())
     differences = [
-        f"{name} was {recorded[name]!r}, now {asked[name]!r}"
-        for name in request.settings
-        if asked[name] != recorded[name] and name not in _CHANGEABLE and (name, asked[name]) != ("dtype", "auto")
+        _Difference(name, repr(settings[name]), repr(now), name in _ON_DEMAND)
+        for name, now in _asked(request).items()
+        if now != settings[name] and name not in free
     ]
     texts, fields = [str(text) for text in request.texts], request.fields()
-    if texts and texts != record["texts"] and not (datasets and sources_of(request.texts)):
-        differences.append(f"the text was {_listed(record['texts'])}, now {_listed(texts)}")
-    before = record.get("text_fields", [])  # runs before there were records have none
-    if fields and fields != before:
-        differences.append(f"the text fields were {', '.join(before) or 'not chosen'}, now {', '.join(fields)}")
+    if texts and not datasets and not _same_paths(texts, record.texts):
+        differences.append(_Difference("the text", _listed(record.texts), _listed(texts)))
+    if fields and fields != record.text_fields:
+        differences.append(
+            _Difference("the text's field", ", ".join(record.text_fields) or "not chosen", ", ".join(fields))
+        )
     shape = dict(request.config)
     if request.shape is not None:
         shape = request.shapes(0)[0][1].to_dict() | {"vocab_size": config.vocab_size} | shape
         if isinstance(request.shape, str):  # a preset leaves these two to be picked
             shape |= {key: getattr(config, key) for key in ("drop_rate", "context_length") if key not in request.config}
     differences += [
-        f"{name} was {value!r}, now {shape[name]!r}"
+        _Difference(name, repr(value), repr(shape[name]))
         for name, value in config.to_dict().items()
         if name in shape and shape[name] != value
     ]
-    if request.model is not None:
-        differences.append("the weights to begin with are chosen when a run begins")
-    elif not _is_same(request.tokenizer, tokenizer, record.get("tokenizer")):
-        now = f"{request.tokenizer.n_vocab:,} tokens" if isinstance(request.tokenizer, Tokenizer) else request.tokenizer
-        differences.append(
-            f"the tokenizer, chosen when a run begins, was one of {tokenizer.n_vocab:,} tokens, now {now}"
-        )
+    if request.model is not None and not _same_paths([str(request.model)], [str(record.source)]):
+        source = IN_MEMORY if isinstance(request.model, GPTModel) else str(request.model)
+        differences.append(_Difference("what it began with", record.source or "nothing, from scratch", source))
+    elif not _is_same(request.tokenizer, tokenizer, record.tokenizer):
+        asked = request.tokenizer
+        now = f"one of {asked.n_vocab:,} tokens" if isinstance(asked, Tokenizer) else str(asked)
+        differences.append(_Difference("the tokenizer", f"one of {tokenizer.n_vocab:,} tokens", now))
     return differences
 
 
@@ -152,6 +173,11 @@ def _is_same(asked: Tokenizer | str | Path | None, tokenizer: Tokenizer, name: s
     elif not isinstance(asked, Tokenizer):
         asked = Tokenizer.load(asked)
     return tokenizer.has_fingerprint(asked.fingerprint)
+
+
+def _same_paths(some: list[str], others: list[str]) -> bool:
+    """Whether these are the same places, as they were written or from here."""
+    return some == others or [Path(path).resolve() for path in some] == [Path(path).resolve() for path in others]
 
 
 def _listed(texts: list[str]) -> str:

@@ -21,15 +21,21 @@ from glassgpt.files import is_leftover, remove_leftovers, sync
 from glassgpt.json_file import read_json
 
 RUN_FILE = "run.json"
+TRAIN_FILE = "train.toml"
 LOG = "log.jsonl"
+SAMPLES = "samples.jsonl"
 PLOT = "loss.png"
+REPORT = "report.html"
+CSV = "log.csv"
+TENSORBOARD = "tensorboard"
 NEXT = ".glassgpt-next"
 _WHOLE, _MOVE, _LOCK = ".glassgpt-whole", ".glassgpt-move", ".glassgpt-lock"
 
 _KEYS = {"config", "settings", "baselines", "texts", "data"}
 _model = "|".join(map(re.escape, MODEL_FILES))
 _OURS = re.compile(
-    rf"{re.escape(RUN_FILE)}|{re.escape(LOG)}|{re.escape(PLOT)}|{_model}"
+    rf"{'|'.join(map(re.escape, (RUN_FILE, TRAIN_FILE, LOG, CSV, SAMPLES, PLOT, REPORT)))}|{_model}"
+    rf"|{TENSORBOARD}(/events\.out\.tfevents\.\d+\.glassgpt)?"
     r"|data(/((train|validation)\.npy(\.json)?|sources\.json))?"
     rf"|checkpoints(/step-\d{{8}}(/({_model}|training_state(/(optimizer\.safetensors|state\.json))?))?)?"
 )

@@ -121,6 +121,8 @@ class Settings(Options):
     )
     sample_prompt: str = option("", "beginning of the samples shown at each evaluation", unit="text")
     sample_tokens: int = option(60, "length of those samples; 0 shows none", unit="tokens", at_least=0)
+    tensorboard: bool = option(False, "write event files for TensorBoard, which need not be installed, into the run")
+    wandb: bool = option(False, "tell Weights & Biases of the run; WANDB_PROJECT and its other variables count")
 
     def __post_init__(self) -> None:
         freeze = [self.freeze] if isinstance(self.freeze, str) else self.freeze
@@ -198,3 +200,5 @@ class SettingsKeywords(TypedDict, total=False):
     keep: str
     sample_prompt: str
     sample_tokens: int
+    tensorboard: bool
+    wandb: bool

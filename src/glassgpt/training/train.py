@@ -26,6 +26,7 @@ from glassgpt.device import DTYPES, pick_device, set_threads
 from glassgpt.language_model import seeded
 from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
+from glassgpt.training import repeat
 from glassgpt.training.build import Trainee, build
 from glassgpt.training.heap import heap_kept
 from glassgpt.training.prepare import prepare
@@ -37,6 +38,7 @@ from glassgpt.training.run_directory import NEXT, check_new, discard_next, locke
 from glassgpt.training.settings import Settings, SettingsKeywords
 from glassgpt.training.state import newest_checkpoint, restore
 from glassgpt.training.step import schedule, take_step
+from glassgpt.training.watchers import Watchers
 from glassgpt.training.writer import RunWriter, publish
 
 MAX_SKIPPED_STEPS = 10
@@ -55,7 +57,9 @@ def train(
     tokenizer: Tokenizer | str | Path | None = None,
     minutes: float | None = None,
     text_fields: str | Sequence[str] = (),
+    like: str | Path | None = None,
     resume: bool = False,
+    change: bool = False,
     overwrite: bool = False,
     device: str = "auto",
     threads: int | None = None,
@@ -78,28 +82,37 @@ def train(
     `settings` are the fields of `Settings`; `minutes` sets `steps` from a short measurement instead. `text_fields` are
     the fields that hold the text in JSON lines or CSV (see `read_corpus`; none: `text`, or else `messages`).
 
+    `like` is the directory of a run that is repeated: its settings, tokens, tokenizer, seed and threads are taken, but
+    for what is given here. On the same machine its losses come out equal bit for bit.
+
     With `resume` the run in `out` continues from its last checkpoint, with the settings and the number of CPU `threads`
-    that it began with; `minutes` then adds to the steps it has taken. `overwrite` puts a new run in the place of an
+    that it began with; `minutes` then adds to the steps it has taken. Other settings than its own are refused, unless
+    it may `change`: then those count that a checkpoint does not decide. `overwrite` puts a new run in the place of an
     older one, once its first checkpoint is saved.
 
     `out` is a model directory at every moment: the best model so far, by validation loss. Raises `ValueError` and
     `FileNotFoundError` for what the user can fix, `OSError` where another process trains in `out`, and
     `TrainingFailedError` when the loss stays non-finite.
     """
-    progress, out, where = progress or Progress(), Path(out), pick_device(device)
+    out, where = Path(out), pick_device(device)
+    progress = Watchers(progress or Progress(), out)
     request = Request(texts, shape, dict(config or {}), model, tokenizer, minutes, settings, text_fields)
-    if resume and overwrite:
-        raise ValueError("resume and overwrite exclude each other: continue the run, or begin a new one")
+    if resume and (overwrite or like is not None):
+        raise ValueError("resume excludes overwrite and like: continue the run, or begin a new one")
+    if like is not None:
+        request = repeat.like(request, Path(like), where)
     request.checked(where)
     if resume and not out.is_dir():
         raise FileNotFoundError(f"{out} holds no run to resume: there is no such directory")
     with seeded(), _threads_restored(), heap_kept(), locked(out):
         recover(out)
         if resume:
-            prepared, trainee, state = _reopen(out, request, threads, where, progress)
+            prepared, trainee, state = _reopen(out, request, change, threads, where, progress)
         else:
             check_new(out, overwrite)
-            if threads is not None:
+            if request.like is not None:
+                _use_threads(threads, request.like.threads)
+            elif threads is not None:
                 set_threads(threads)
             prepared, trainee, state = _begin(out, request, where, progress)
         return _run(prepared, trainee, state, out, progress)
@@ -128,10 +141,10 @@ def _with_data_in(out: Path, prepared: Prepared) -> Prepared:
 
 
 def _reopen(
-    out: Path, request: Request, threads: int | None, device: torch.device, progress: Progress
+    out: Path, request: Request, change: bool, threads: int | None, device: torch.device, progress: Progress
 ) -> tuple[Prepared, Trainee, RunState]:
     """A run as its newest good checkpoint has it."""
-    prepared, before, begun_with = reopen(out, request)
+    prepared, before, begun_with = reopen(out, request, change)
     _use_threads(threads, begun_with)
     path, state = newest_checkpoint(out)
     if request.minutes is not None:
@@ -223,7 +236,7 @@ def _tired(state: RunState, settings: Settings) -> bool:
 
 
 def _use_threads(asked: int | None, begun_with: int | None) -> None:
-    """Resume with the threads a run began with: another number adds up in another order, so the last bits differ."""
+    """Compute with the threads a run began with: another number adds up in another order, so the last bits differ."""
     if begun_with is None:
         _log.warning("this run does not say how many threads it began with: with another number the last bits differ")
     elif asked not in (None, begun_with):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
-from glassgpt.device import DTYPES
-from glassgpt.files import replacing
+from glassgpt.device import DTYPES, peak_memory_on
+from glassgpt.files import link_or_copy, replacing
 from glassgpt.generation.text import generate
 from glassgpt.training.build import Trainee
 from glassgpt.training.log import RunLog
 from glassgpt.training.plot import plot_losses
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared, RunState
+from glassgpt.training.report import write_report
 from glassgpt.training.state import save_checkpoint
 from glassgpt.training.step import evaluate_loss
 
@@ -64,14 +64,18 @@ class RunWriter:
         if not self._writes:
             return state
         # first the log, whose last lines a resume drops if the checkpoint was never written
-        record = self._log.evaluation(state.step, val_loss, prepared.bits_per_byte(val_loss), epoch)
+        memory = peak_memory_on(trainee.model.device)
+        record = self._log.evaluation(state.step, val_loss, prepared.bits_per_byte(val_loss), epoch, memory)
         checkpoint = save_checkpoint(self._directory, trainee, prepared.tokenizer, state)
         if state.is_best or settings.keep == "last":
             publish(checkpoint, self._directory)
         self._progress.evaluation(record, state.is_best)
         plot_losses(self._directory, prepared.baselines)
         if settings.sample_tokens and (settings.sample_prompt or prepared.tokenizer.eot_id is not None):
-            self._progress.sample(sample(trainee, prepared))
+            text = sample(trainee, prepared)
+            self._log.sample(state.step, text)
+            self._progress.sample(text)
+        write_report(self._directory)
         return state
 
 
@@ -98,12 +102,10 @@ def publish(checkpoint: Path, run: Path) -> None:
     copies: people edit those, and an edited link would damage the checkpoint.
     """
     for source in sorted((path for path in checkpoint.iterdir() if path.is_file()), key=_weights_last):
-        with replacing(run / source.name) as temporary:
-            try:
-                if source.suffix != ".safetensors":
-                    raise OSError
-                os.link(source, temporary)
-            except OSError:
+        if source.suffix == ".safetensors":
+            link_or_copy(source, run / source.name)
+        else:
+            with replacing(run / source.name) as temporary:
                 shutil.copyfile(source, temporary)
 
 

@@ -117,7 +117,7 @@ class TensorFlowCheckpoint(Mapping[str, npt.NDArray[Any]]):
             # holds its copies and one variable, not its copies and the whole file.
             data.madvise(mmap.MADV_DONTNEED)
         raw = np.frombuffer(data, np.uint8, entry.size, entry.offset)
-        if _masked_crc32c(raw) != entry.crc32c:
+        if masked_crc32c(raw) != entry.crc32c:
             shard = self._shard_path(entry.shard)
             raise ValueError(f"{shard}: wrong checksum for {name!r}; the file is damaged, fetch it again")
         if entry.dtype == _BFLOAT16:
@@ -273,7 +273,7 @@ def _read_block(table: bytes, handle: tuple[int, int]) -> bytes:
     if end + _BLOCK_TRAILER_BYTES > len(table) - _FOOTER_BYTES:
         raise ValueError(f"a block reaches to byte {end}, beyond the file's {len(table)}")
     # The checksum covers the block and its compression type.
-    if _masked_crc32c(table[offset : end + 1]) != int.from_bytes(table[end + 1 : end + 5], "little"):
+    if masked_crc32c(table[offset : end + 1]) != int.from_bytes(table[end + 1 : end + 5], "little"):
         raise ValueError("wrong checksum; the file is damaged, fetch it again")
     if table[end] != 0:
         raise ValueError("compressed, which TensorFlow does not do to an index; save the checkpoint again")
@@ -299,7 +299,8 @@ def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
         position = end
 
 
-def _masked_crc32c(data: bytes | npt.NDArray[Any]) -> int:
+def masked_crc32c(data: bytes | npt.NDArray[Any]) -> int:
+    """The checksum of TensorFlow's tables and records."""
     import google_crc32c
 
     # Masked, because checksums of data that holds checksums are weak (core/lib/hash/crc32c.h).
