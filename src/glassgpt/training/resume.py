@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ _CHANGEABLE = {"steps", "eval_every", "save_minutes", "patience", "sample_prompt
 _PLANS = ("time: ", "steps: ", "the text is read ")
 
 
-def reopen(out: Path, request: Request) -> tuple[Prepared, Settings, int | None]:
+def reopen(out: Path, request: Request, *, verify: bool = True) -> tuple[Prepared, Settings, int | None]:
     """A run that was prepared before, to be resumed.
 
     Besides it, its settings as they were before this resume changed any, and the number of threads it computes with, if
-    that is known. What contradicts the run is a `ValueError` that says how. The data's digests are checked.
+    that is known. What contradicts the run is a `ValueError` that says how. To `verify` the data hashes it.
     """
     if not (out / RUN_FILE).exists():
         raise FileNotFoundError(f"{out} holds no run to resume: {RUN_FILE} is missing")
@@ -63,7 +64,7 @@ def reopen(out: Path, request: Request) -> tuple[Prepared, Settings, int | None]
     if settings.steps is None or settings.steps < taken:
         raise ValueError(f"steps {settings.steps} is below the {taken} that {out} has taken already: ask for more")
     check_sample(tokenizer, settings)
-    train, validation = _data(out, request, tokenizer, digests)
+    train, validation = _data(out, request, tokenizer, digests, verify)
     if torch_version not in (None, torch.__version__):
         _log.warning(
             "%s was begun with PyTorch %s: with %s the last bits may differ", out, torch_version, torch.__version__
@@ -76,24 +77,26 @@ def reopen(out: Path, request: Request) -> tuple[Prepared, Settings, int | None]
     return prepared, before, threads
 
 
-def _data(out: Path, request: Request, tokenizer: Tokenizer, digests: list[str]) -> tuple[TrainingSide, ValidationSide]:
+def _data(
+    out: Path, request: Request, tokenizer: Tokenizer, digests: list[str], verify: bool
+) -> tuple[TrainingSide, ValidationSide]:
     """The data that a run began with, checked; its datasets may have moved to where the request says."""
     now = sources_of(request.texts) if read_sources(out) is not None else None
     train, validation = open_run(out, tokenizer, now)
     if [train.fingerprint, validation.fingerprint] != digests:
         place = out / "data" if now is None else _listed([str(text) for text in request.texts])
         raise ValueError(f"{place} is not the data this run began with: it cannot be resumed")
-    for part in (train, validation):
+    for part in (train, validation) if verify else ():
         part.verify()
     if now is not None:
         write_sources(out, now)
     return train, validation
 
 
-def record_changes(out: Path, prepared: Prepared) -> None:
-    """Write the settings of a resumed run into its `run.json`: the next resume needs no reminder."""
+def record_changes(out: Path, prepared: Prepared, agents: Sequence[str] = ()) -> None:
+    """Write the settings of a resumed run into its `run.json`, and who resumed it: the next one needs no reminder."""
     record = read_json(out / RUN_FILE, max_bytes=MAX_RUN_BYTES)
-    record |= {"settings": prepared.settings.to_dict(), "choices": prepared.choices}
+    record |= {"settings": prepared.settings.to_dict(), "choices": prepared.choices, "agents": list(agents)}
     write_text(out / RUN_FILE, json.dumps(record, indent=2) + "\n")
 
 
@@ -162,7 +165,7 @@ def _listed(texts: list[str]) -> str:
 
 
 def with_more_minutes(
-    prepared: Prepared, minutes: float, patience: int | None, taken: int, device: torch.device
+    prepared: Prepared, minutes: float, patience: int | None, taken: int, device: torch.device, world_size: int = 1
 ) -> tuple[Prepared, str]:
     """With the steps that fit into `minutes` after the `taken` ones, and a line on them.
 
@@ -170,7 +173,7 @@ def with_more_minutes(
     steps are those of any other run to the same number of steps.
     """
     settings = prepared.settings
-    speed = measure_speed(prepared, settings, device, min(2.0, 0.05 * minutes * 60))
+    speed = measure_speed(prepared, settings, device, min(2.0, 0.05 * minutes * 60), world_size)
     more = further_steps(minutes * 60, speed, settings, prepared.config.n_parameters())
     settings = settings.prolonged(taken + more, patience)
     text = f"steps: {more:,} more fit into {time_text(minutes)} at the speed just measured"
