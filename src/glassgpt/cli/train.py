@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from glassgpt.cli.console import print_json, run_view
+from glassgpt.cli.console import print_json, run_view, say
 from glassgpt.cli.options import DONE, FAILED, above_zero, add_fields, add_machine, add_text_field, command, given
 from glassgpt.config import PRESETS, GPTConfig, preset_sizes
 from glassgpt.training.settings import Settings
@@ -129,14 +129,19 @@ def from_file(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _train(arguments: argparse.Namespace) -> int:
     from glassgpt.device import set_threads
+    from glassgpt.training.rank_watch import OtherRankError
+    from glassgpt.training.ranks import is_first
     from glassgpt.training.train import train
 
     asked = from_file(arguments)
     set_threads(asked.get("threads"))
-    with run_view(arguments.json) as progress:
-        result = train(**{"out": _OUT, **asked}, progress=progress)
-    if arguments.json:
+    try:
+        with run_view(arguments.json) as progress:
+            result = train(**{"out": _OUT, **asked}, progress=progress)
+    except OtherRankError as error:
+        return FAILED if error.said else say(str(error), FAILED)
+    if arguments.json and is_first():
         print_json(dataclasses.asdict(result))
-    elif result.finished:
+    elif result.finished and is_first():
         print(f'next: glassgpt generate {shlex.quote(str(result.directory))} "Once upon a time"', file=sys.stderr)
     return DONE if result.finished else FAILED

@@ -33,11 +33,17 @@ class Speed:
     eval_batch: float
 
 
-def measure_speed(prepared: Prepared, settings: Settings, device: torch.device, seconds: float) -> Speed:
-    """Time a few steps on a model that is thrown away, for about `seconds`."""
+def measure_speed(
+    prepared: Prepared, settings: Settings, device: torch.device, seconds: float, world_size: int = 1
+) -> Speed:
+    """Time a few steps on a model that is thrown away, for about `seconds`; of `world_size` ranks the share of one."""
     config, dtype = prepared.config, DTYPES[settings.dtype]
     loader = BatchLoader(
-        prepared.train.tokens, batch_size=settings.batch_size, context_length=config.context_length, seed=settings.seed
+        prepared.train.tokens,
+        batch_size=settings.batch_size,
+        context_length=config.context_length,
+        seed=settings.seed,
+        world_size=world_size,
     )
     with seeded():
         trainee = build(config, settings, device)
@@ -51,7 +57,7 @@ def measure_speed(prepared: Prepared, settings: Settings, device: torch.device, 
             evaluate_loss(
                 trainee.objective, prepared.validation.tokens, settings.rows_at_once, settings.batch_size, dtype
             )
-            evaluation = time.perf_counter() - start
+            evaluation = (time.perf_counter() - start) / world_size
         later = times[len(times) // 2 :]  # the first steps are slower than those that follow
         return Speed(statistics.median(later), evaluation)
 

@@ -105,7 +105,11 @@ def _timed(
 ) -> tuple[Prepared, str]:
     """With the steps that fit into what is left of the minutes, by a measurement; and a line on them."""
     speed = measure_speed(
-        dataclasses.replace(prepared, settings=untimed), untimed, device, min(2.0, 0.05 * minutes * 60)
+        dataclasses.replace(prepared, settings=untimed),
+        untimed,
+        device,
+        min(2.0, 0.05 * minutes * 60),
+        request.world_size,
     )
     passed = time.monotonic() - request.began
     spent = min(passed, 30 * minutes)  # half of the time at least is for training

@@ -49,8 +49,12 @@ def prepare(
     n_bytes = train.n_bytes + validation.n_bytes
     shapes = fitting(request, request.shapes(n_bytes, start), tokenizer, train.n_tokens)
     config = shapes[0][1]
-    BatchLoader(  # raises for a text shorter than one block
-        train.tokens, batch_size=settings.batch_size, context_length=config.context_length, seed=settings.seed
+    BatchLoader(  # raises for a text shorter than one block, and a batch that the ranks cannot share
+        train.tokens,
+        batch_size=settings.batch_size,
+        context_length=config.context_length,
+        seed=settings.seed,
+        world_size=request.world_size,
     )
     baselines = corpus_baselines(train.tokens, validation.tokens, tokenizer.n_vocab)
     dtype, reason = choose_dtype(settings.dtype, device, config, settings.rows_at_once)
@@ -188,6 +192,8 @@ def write_run_file(run: Path, prepared: Prepared, request: Request, start: Start
         "data": {"train": prepared.train.fingerprint, "validation": prepared.validation.fingerprint},
         "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         "threads": torch.get_num_threads(),
+        "ranks": request.world_size,
+        "agents": list(request.agents),
         "torch": torch.__version__,
         "device": str(device),
     }

@@ -60,6 +60,10 @@ class Request:
     minutes: float | None
     settings: Mapping[str, Any]
     text_fields: str | Sequence[str] = ()
+    world_size: int = 1
+    """Processes that share each batch."""
+    agents: Sequence[str] = ()
+    """See `Ranks.agents`."""
     began: float = dataclasses.field(default_factory=time.monotonic)
     """When it was asked: the minutes count from here."""
     like: Like | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,14 @@ _ON_DEMAND = frozenset(
 _PLANS = ("time: ", "steps: ", "the text is read ")
 
 
-def reopen(out: Path, request: Request, change: bool = False) -> tuple[Prepared, Settings, int | None]:
+def reopen(
+    out: Path, request: Request, change: bool = False, *, verify: bool = True
+) -> tuple[Prepared, Settings, int | None]:
     """A run that was prepared before, to be resumed.
 
     Besides it, its settings as they were before this resume changed any, and the number of threads it computes with, if
-    that is known. What contradicts the run is a `ValueError` that says how, unless it may `change`. The data's digests
-    are checked.
+    that is known. What contradicts the run is a `ValueError` that says how, unless it may `change`. To `verify` the
+    data hashes it.
     """
     if not (out / RUN_FILE).exists():
         raise FileNotFoundError(f"{out} holds no run to resume: {RUN_FILE} is missing")
@@ -66,7 +69,7 @@ def reopen(out: Path, request: Request, change: bool = False) -> tuple[Prepared,
     if settings.steps is None or settings.steps < taken:
         raise ValueError(f"steps {settings.steps} is below the {taken} that {out} has taken already: ask for more")
     check_sample(tokenizer, settings)
-    train, validation = open_data(out, record, tokenizer, now)
+    train, validation = open_data(out, record, tokenizer, now, verify=verify)
     if now is not None:
         write_sources(out, now)
     warn_of_torch(out, record)
@@ -78,10 +81,10 @@ def reopen(out: Path, request: Request, change: bool = False) -> tuple[Prepared,
     return prepared, before, record.threads
 
 
-def record_changes(out: Path, prepared: Prepared) -> None:
-    """Write the settings of a resumed run into its `run.json`: the next resume needs no reminder."""
+def record_changes(out: Path, prepared: Prepared, agents: Sequence[str] = ()) -> None:
+    """Write the settings of a resumed run into its `run.json`, and who resumed it: the next one needs no reminder."""
     record = read_json(out / RUN_FILE, max_bytes=MAX_RUN_BYTES)
-    record |= {"settings": prepared.settings.to_dict(), "choices": prepared.choices}
+    record |= {"settings": prepared.settings.to_dict(), "choices": prepared.choices, "agents": list(agents)}
     write_text(out / RUN_FILE, json.dumps(record, indent=2) + "\n")
 
 
@@ -188,7 +191,7 @@ def _listed(texts: list[str]) -> str:
 
 
 def with_more_minutes(
-    prepared: Prepared, minutes: float, patience: int | None, taken: int, device: torch.device
+    prepared: Prepared, minutes: float, patience: int | None, taken: int, device: torch.device, world_size: int = 1
 ) -> tuple[Prepared, str]:
     """With the steps that fit into `minutes` after the `taken` ones, and a line on them.
 
@@ -196,7 +199,7 @@ def with_more_minutes(
     steps are those of any other run to the same number of steps.
     """
     settings = prepared.settings
-    speed = measure_speed(prepared, settings, device, min(2.0, 0.05 * minutes * 60))
+    speed = measure_speed(prepared, settings, device, min(2.0, 0.05 * minutes * 60), world_size)
     more = further_steps(minutes * 60, speed, settings, prepared.config.n_parameters())
     settings = settings.prolonged(taken + more, patience)
     text = f"steps: {more:,} more fit into {time_text(minutes)} at the speed just measured"

@@ -30,6 +30,8 @@ KEEP = 2
 """Newest checkpoints that are kept: should the last one be damaged, the one before it still resumes."""
 
 _STATE = "training_state"
+STATE_FILE = Path(_STATE) / "state.json"
+"""Within a checkpoint: how far the run was, and the digest of each file."""
 _log = logging.getLogger(__name__)
 
 
@@ -40,7 +42,7 @@ def save_checkpoint(run: Path, trainee: Trainee, tokenizer: Tokenizer, state: Ru
     full disk (`OSError`), leaves the older ones untouched. Later ones than N, which a resumed run found damaged, stay
     until the run has passed them.
     """
-    target = run / "checkpoints" / f"step-{state.step:08d}"
+    target = checkpoint_at(run, state.step)
     with replacing(target) as temporary:
         save_model(trainee.model, tokenizer, temporary)
         (temporary / _STATE).mkdir()
@@ -57,6 +59,11 @@ def save_checkpoint(run: Path, trainee: Trainee, tokenizer: Tokenizer, state: Ru
         else:
             shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def checkpoint_at(run: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps is, or would be."""
+    return run / "checkpoints" / f"step-{step:08d}"
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -83,7 +90,7 @@ def newest_checkpoint(run: Path) -> tuple[Path, RunState]:
 def _read(path: Path) -> tuple[RunState | None, str | None]:
     """The state of a checkpoint whose files all have their digests; of a damaged one, what is wrong with it."""
     try:
-        record = read_json(path / _STATE / "state.json")
+        record = read_json(path / STATE_FILE)
         wrong = next((name for name, digest in record["sha256"].items() if _sha256(path / name) != digest), None)
         return (RunState.from_dict(record), None) if wrong is None else (None, wrong)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,7 @@ from glassgpt.data.mixture import Tokens
 from glassgpt.language_model import evaluating
 from glassgpt.training.loss import IGNORE
 from glassgpt.training.objective import NextTokenLoss
+from glassgpt.training.ranks import ALONE, Ranks
 from glassgpt.training.settings import Settings
 
 
@@ -26,9 +28,9 @@ def schedule(step: int, settings: Settings) -> float:
     return settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
 
 
-def step_seed(seed: int, step: int) -> int:
-    """The seed of everything random in one step, 63 bits; the steps of all seeds are far apart."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """The seed of everything random in one step of one rank, 63 bits; all of them are far apart."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def take_step(
@@ -38,8 +40,9 @@ def take_step(
     step: int,
     settings: Settings,
     dtype: torch.dtype = torch.float32,
+    ranks: Ranks = ALONE,
 ) -> tuple[float, float, bool]:
-    """Step number `step`, from 0, on a batch of (B, T) inputs and targets.
+    """Step number `step`, from 0, on a batch of (B, T) inputs and targets, or on this rank's rows of it.
 
     Returns the loss in nats per token, the gradient's norm before clipping, and whether the weights were changed: a
     step whose loss or gradient is not finite must not reach them. Seeds PyTorch's global random numbers: the caller
@@ -49,8 +52,8 @@ def take_step(
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * rate
-    torch.manual_seed(step_seed(settings.seed, step))
-    loss = accumulate_gradients(objective, *batch, settings.micro_batch_size, dtype)
+    torch.manual_seed(step_seed(settings.seed, step, ranks.rank))
+    loss = accumulate_gradients(objective, *batch, settings.micro_batch_size, dtype, ranks)
     norm = float(nn.utils.clip_grad_norm_(objective.parameters(), settings.grad_clip or math.inf))
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite:
@@ -66,23 +69,29 @@ def accumulate_gradients(
     targets: Tensor,
     micro_batch_size: int | None = None,
     dtype: torch.dtype = torch.float32,
+    ranks: Ranks = ALONE,
 ) -> float:
     """Forward and backward over (B, T) ids, `micro_batch_size` rows at a time; the gradients are left on the model.
 
-    Returns the loss in nats per token: the sum over all targets that are not `IGNORE`, divided by their number, so
-    micro-batches of any size give the same gradients. Without any target the loss is not finite.
+    Returns the loss in nats per token: the sum over all targets of all `ranks` that are not `IGNORE`, divided by their
+    number, so micro-batches of any size, on any number of ranks with (B, T) ids each, give the same gradients. Without
+    any target the loss is not finite.
     """
     device = objective.model.device
-    count = int((targets != IGNORE).sum())
+    size = targets.numel()  # how many of all ranks' targets count is known only at the end, with the gradients
     rows = micro_batch_size or len(inputs)
     losses = []
     for x, y in zip(inputs.split(rows), targets.split(rows), strict=True):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             total, _ = objective(x.to(device), y.to(device))
-            loss = total / count
+            loss = total / size
         loss.backward()
         losses.append(loss.detach())
-    return sum(torch.stack(losses).tolist())  # read at the end: each reading makes a GPU wait
+    mean = sum(torch.stack(losses).tolist())  # read at the end: each reading makes a GPU wait
+    mean, counted = ranks.sum_gradients(objective.parameters(), [mean, int((targets != IGNORE).sum()) / size])
+    if counted not in (0, 1):
+        torch._foreach_div_([p.grad for p in objective.parameters() if p.grad is not None], counted)
+    return mean / counted if counted else math.nan
 
 
 @torch.no_grad()
@@ -93,18 +102,21 @@ def evaluate_loss(
     max_blocks: int | None = None,
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int], None] = lambda _: None,
+    ranks: Ranks = ALONE,
 ) -> float:
     """Mean cross-entropy over a token array, nats per token, in `eval` mode; the same blocks every time.
 
     `batch_size` blocks are computed at once. With `max_blocks` that many whole blocks are measured, spread evenly.
-    `progress` hears after each batch how many tokens have been predicted.
+    `progress` hears after each batch how many tokens have been predicted. The `ranks` take the batches in turns.
     """
     model = objective.model
-    total, count = 0.0, 0
+    total, count = 0.0, 0.0
     with evaluating(model), torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-        for x, y in evaluation_batches(tokens, batch_size, model.context_length, max_blocks):
+        batches = evaluation_batches(tokens, batch_size, model.context_length, max_blocks)
+        for x, y in itertools.islice(batches, ranks.rank, None, ranks.world_size):
             loss, n_targets = objective(x.to(model.device), y.to(model.device))
             total += float(loss)
             count += int(n_targets)
-            progress(count)
+            progress(int(count))
+    total, count = ranks.sum([total, count])
     return total / count

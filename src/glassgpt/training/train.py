@@ -28,9 +28,11 @@ from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training import repeat
 from glassgpt.training.build import Trainee, build
+from glassgpt.training.follow import NOTHING, follow, is_own, record_of, word_of
 from glassgpt.training.heap import heap_kept
 from glassgpt.training.prepare import prepare
 from glassgpt.training.progress import Progress
+from glassgpt.training.ranks import Ranks, joined
 from glassgpt.training.records import Prepared, RunState, TrainingFailedError, TrainResult
 from glassgpt.training.request import Request
 from glassgpt.training.resume import record_changes, reopen, resume_report, with_more_minutes
@@ -90,32 +92,67 @@ def train(
     it may `change`: then those count that a checkpoint does not decide. `overwrite` puts a new run in the place of an
     older one, once its first checkpoint is saved.
 
+    Under `torchrun` all its processes train one model (see docs/distributed.md): each calls this alike.
+
     `out` is a model directory at every moment: the best model so far, by validation loss. Raises `ValueError` and
     `FileNotFoundError` for what the user can fix, `OSError` where another process trains in `out`, and
     `TrainingFailedError` when the loss stays non-finite.
     """
-    out, where = Path(out), pick_device(device)
-    progress = Watchers(progress or Progress(), out)
-    request = Request(texts, shape, dict(config or {}), model, tokenizer, minutes, settings, text_fields)
-    if resume and (overwrite or like is not None):
-        raise ValueError("resume excludes overwrite and like: continue the run, or begin a new one")
-    if like is not None:
-        request = repeat.like(request, Path(like), where)
-    request.checked(where)
-    if resume and not out.is_dir():
-        raise FileNotFoundError(f"{out} holds no run to resume: there is no such directory")
-    with seeded(), _threads_restored(), heap_kept(), locked(out):
-        recover(out)
-        if resume:
-            prepared, trainee, state = _reopen(out, request, change, threads, where, progress)
-        else:
-            check_new(out, overwrite)
-            if request.like is not None:
-                _use_threads(threads, request.like.threads)
-            elif threads is not None:
-                set_threads(threads)
-            prepared, trainee, state = _begin(out, request, where, progress)
-        return _run(prepared, trainee, state, out, progress)
+    out = Path(out)
+    with joined() as ranks:
+        where = ranks.device(pick_device(device))
+        request = Request(
+            texts,
+            shape,
+            dict(config or {}),
+            model,
+            tokenizer,
+            minutes,
+            settings,
+            text_fields,
+            ranks.world_size,
+            ranks.agents,
+        )
+        if resume and (overwrite or like is not None):
+            raise ValueError("resume excludes overwrite and like: continue the run, or begin a new one")
+        if like is not None:
+            request = repeat.like(request, Path(like), where)
+        request.checked(where)
+        ranks.compare(record_of(request, where, resume=resume, overwrite=overwrite, change=change))
+        with seeded(), _threads_restored(), heap_kept():
+            if not ranks.first:
+                return _run(*follow(out, ranks, where), out, Progress(), ranks)
+            if resume and not out.is_dir():
+                raise FileNotFoundError(f"{out} holds no run to resume: there is no such directory")
+            with locked(out):
+                seen = Watchers(progress or Progress(), out)
+                prepared, trainee, state = _ready(out, request, resume, overwrite, change, threads, where, seen)
+                ranks.tell(word_of(out, state.step))
+                return _run(prepared, trainee, state, out, seen, ranks)
+
+
+def _ready(
+    out: Path,
+    request: Request,
+    resume: bool,
+    overwrite: bool,
+    change: bool,
+    threads: int | None,
+    device: torch.device,
+    progress: Progress,
+) -> tuple[Prepared, Trainee, RunState]:
+    """A run that can take its next step, new or resumed."""
+    recover(out)
+    if is_own(out, request.agents):  # torchrun has restarted the command that began or resumed it: it goes on
+        resume, request = True, dataclasses.replace(NOTHING, world_size=request.world_size, agents=request.agents)
+    if resume:
+        return _reopen(out, request, change, threads, device, progress)
+    check_new(out, overwrite)
+    if request.like is not None:
+        _use_threads(threads, request.like.threads)
+    elif threads is not None:
+        set_threads(threads)
+    return _begin(out, request, device, progress)
 
 
 def _begin(out: Path, request: Request, device: torch.device, progress: Progress) -> tuple[Prepared, Trainee, RunState]:
@@ -145,14 +182,15 @@ def _reopen(
 ) -> tuple[Prepared, Trainee, RunState]:
     """A run as its newest good checkpoint has it."""
     prepared, before, begun_with = reopen(out, request, change)
-    _use_threads(threads, begun_with)
+    if request.world_size == 1:
+        _use_threads(threads, begun_with)
     path, state = newest_checkpoint(out)
     if request.minutes is not None:
         patience = request.settings.get("patience")
-        prepared, line = with_more_minutes(prepared, request.minutes, patience, state.step, device)
+        prepared, line = with_more_minutes(prepared, request.minutes, patience, state.step, device, request.world_size)
         progress.message(line)
-    if prepared.settings != before:
-        record_changes(out, prepared)
+    if prepared.settings != before or request.agents:
+        record_changes(out, prepared, request.agents)
     trainee = restore(path, prepared.settings, device)
     if (
         state.best_step == state.step or prepared.settings.keep == "last"
@@ -165,27 +203,30 @@ def _reopen(
     return prepared, trainee, state
 
 
-def _run(prepared: Prepared, trainee: Trainee, state: RunState, out: Path, progress: Progress) -> TrainResult:
+def _run(
+    prepared: Prepared, trainee: Trainee, state: RunState, out: Path, progress: Progress, ranks: Ranks
+) -> TrainResult:
     """The loop: forward, backward and update until the last step, measured and saved every `eval_every` steps.
 
-    In between it is saved every `save_minutes`, which changes nothing of what it computes.
+    In between it is saved every `save_minutes`, which changes nothing of what it computes. All `ranks` go through it
+    alike: what decides is a sum over all of them, but for the clock, by which only the first one saves.
     """
     settings, dtype = prepared.settings, DTYPES[prepared.settings.dtype]
     assert settings.steps is not None and settings.eval_every is not None
     length = prepared.config.context_length
-    loader = BatchLoader(
-        prepared.train.tokens, batch_size=settings.batch_size, context_length=length, seed=settings.seed
-    )
-    writer = RunWriter(out, prepared, progress)
+    loader = _loader(prepared, ranks)
+    writer = RunWriter(out, prepared, progress, ranks=ranks)
     skipped, saved_step, saved_at = 0, state.step, time.monotonic()
     with stop_requested() as stopping:
         while True:
             step, last = state.step, state.step == settings.steps
-            if state.evaluated < step and (prepared.is_due(step) or last or stopping()):
-                if stopping():
+            stop = ranks.any(stopping())
+            if state.evaluated < step and (prepared.is_due(step) or last or stop):
+                if stop:
                     writer.message("stopping: the model is measured and saved first; Ctrl-C again does not wait")
                 state = writer.measure_and_save(trainee, state, prepared.epochs(step))
                 saved_step, saved_at = step, time.monotonic()
+                stop = ranks.any(stopping())
             elif step > saved_step and 0 < 60 * settings.save_minutes <= time.monotonic() - saved_at:
                 writer.save(trainee, state)
                 saved_step, saved_at = step, time.monotonic()
@@ -195,12 +236,12 @@ def _run(prepared: Prepared, trainee: Trainee, state: RunState, out: Path, progr
                     f"stopping: no better model since step {state.best_step:,} (patience 0 would not stop, and keep "
                     "last would keep the last one)"
                 )
-            if last or tired or (stopping() and state.evaluated == step):  # never with steps that are not saved
+            if last or tired or (stop and state.evaluated == step):  # never with steps that are not saved
                 break
 
             start = time.perf_counter()
             loss, norm, finite = take_step(
-                trainee.objective, trainee.optimizers, loader.batch(step), step, settings, dtype
+                trainee.objective, trainee.optimizers, loader.batch(step), step, settings, dtype, ranks
             )
             seconds = time.perf_counter() - start
             skipped = 0 if finite else skipped + 1
@@ -213,20 +254,36 @@ def _run(prepared: Prepared, trainee: Trainee, state: RunState, out: Path, progr
                 )
             writer.step(step, loss, norm, schedule(step, settings), settings.batch_size * length / seconds)
             state = state.after_step()
-    result = TrainResult(
+    result = _result(out, prepared, state, last or tired)
+    progress.finish(result)
+    return result
+
+
+def _loader(prepared: Prepared, ranks: Ranks) -> BatchLoader:
+    """This rank's rows of every batch."""
+    return BatchLoader(
+        prepared.train.tokens,
+        batch_size=prepared.settings.batch_size,
+        context_length=prepared.config.context_length,
+        seed=prepared.settings.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+
+
+def _result(out: Path, prepared: Prepared, state: RunState, finished: bool) -> TrainResult:
+    return TrainResult(
         directory=out,
         steps=state.step,
-        finished=last or tired,
+        finished=finished,
         epochs=prepared.epochs(state.step),
-        keep=settings.keep,
+        keep=prepared.settings.keep,
         best_step=state.best_step,
         best_val_loss=state.best_val_loss,
         val_loss=state.val_loss,
         val_bits_per_byte=prepared.bits_per_byte(state.val_loss),
         bigram_loss=prepared.baselines.bigram,
     )
-    progress.finish(result)
-    return result
 
 
 def _tired(state: RunState, settings: Settings) -> bool:

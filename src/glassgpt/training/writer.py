@@ -12,6 +12,7 @@ from glassgpt.training.build import Trainee
 from glassgpt.training.log import RunLog
 from glassgpt.training.plot import plot_losses
 from glassgpt.training.progress import Progress
+from glassgpt.training.ranks import ALONE, Ranks
 from glassgpt.training.records import Prepared, RunState
 from glassgpt.training.report import write_report
 from glassgpt.training.state import save_checkpoint
@@ -19,11 +20,11 @@ from glassgpt.training.step import evaluate_loss
 
 
 class RunWriter:
-    """Writes the files of a run and reports to a `Progress`; a `rank` other than 0 does neither."""
+    """Writes the files of a run and reports to a `Progress`; of several ranks the first does."""
 
-    def __init__(self, directory: Path, prepared: Prepared, progress: Progress, *, rank: int = 0) -> None:
+    def __init__(self, directory: Path, prepared: Prepared, progress: Progress, *, ranks: Ranks = ALONE) -> None:
         self._directory, self._prepared, self._progress = directory, prepared, progress
-        self._writes = rank == 0
+        self._ranks, self._writes = ranks, ranks.first
         self._log = RunLog(directory)
 
     def rewind(self, state: RunState) -> None:
@@ -56,9 +57,10 @@ class RunWriter:
         val_loss = evaluate_loss(
             trainee.objective,
             prepared.validation.tokens,
-            settings.rows_at_once,
+            min(settings.rows_at_once, settings.batch_size // self._ranks.world_size),
             settings.eval_blocks,
             DTYPES[settings.dtype],
+            ranks=self._ranks,
         )
         state = state.after_evaluation(val_loss)
         if not self._writes:

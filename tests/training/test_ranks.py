@@ -1,0 +1,169 @@
+"""Several processes train one model: what one would have trained, whatever happens to one of them.
+
+Each rank imports torch, which takes seconds: so the tests are few, and each run serves several of them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glassgpt import train
+from glassgpt.training.log import read_log
+from glassgpt.training.ranks import ALONE, _buckets, code_digest
+from glassgpt.training.state import newest_checkpoint
+
+# At a step given by the environment, one rank does something to itself or to torchrun, once.
+DRIVER = """
+import os, signal, sys
+from pathlib import Path
+from glassgpt.training import train as module
+
+real, rank = module.take_step, int(os.environ["RANK"])
+at, who, what = int(os.environ["AT"]), int(os.environ["WHO"]), os.environ["WHAT"]
+marker = Path(os.environ["MARKER"])
+
+def taking(objective, optimizers, batch, step, *rest):
+    if step == at and rank == who and not marker.exists():
+        marker.touch()
+        if what == "raise":
+            raise RuntimeError("out of luck")
+        os.kill(os.getppid() if what == "SIGTERM" else os.getpid(), getattr(signal, what))
+    return real(objective, optimizers, batch, step, *rest)
+
+module.take_step = taking
+from glassgpt.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+OPTIONS = ("--shape", "nano", "--tokenizer", "byte", "--steps", "50", "--eval-every", "10", "--eval-batches", "3")
+OPTIONS += ("--sample-tokens", "0", "--seed", "5", "--dtype", "float32", "--batch-size", "8", "--dropout", "0")
+TOLERANCE = 1e-5  # nats per token: sums in another order
+
+
+def torchrun(
+    folder: Path, n: int, *arguments: str, what: str = "", at: int = -1, who: int = 1, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """`glassgpt train` on `n` ranks of this machine."""
+    script = folder / "driver.py"
+    script.write_text(DRIVER, encoding="utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n), "--master-addr", "127.0.0.1"]
+    command += ["--master-port", str(port), *options.get("launch", ()), *options.get("program", [str(script), "train"])]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    environment |= {"WHAT": what, "AT": str(at), "WHO": str(who), "MARKER": str(folder / "marker")}
+    return subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, encoding="utf-8", check=False, env=environment
+    )
+
+
+def ours(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What glassgpt itself said on standard error, next to torchrun's own report."""
+    return [line for line in done.stderr.splitlines() if line.startswith("glassgpt:")]
+
+
+def losses(run: Path) -> dict[tuple[str, int], float]:
+    """By kind and step."""
+    return {(r["kind"], r["step"]): r["loss" if r["kind"] == "step" else "val_loss"] for r in read_log(run)}
+
+
+def assert_same_losses(a: Path, b: Path) -> None:
+    mine, theirs = losses(a), losses(b)
+    assert mine.keys() == theirs.keys()
+    assert max(abs(mine[key] - theirs[key]) for key in mine) < TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory, sample_text: str) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(sample_text * 3, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    """The run of one process."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    settings = dict(steps=50, eval_every=10, eval_batches=3, sample_tokens=0, seed=5, dtype="float32", batch_size=8)
+    train([text], out, shape="nano", tokenizer="byte", config={"drop_rate": 0.0}, threads=1, **settings)  # type: ignore[arg-type]
+    return out
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_all_and_any_number_of_ranks_goes_on(tmp_path: Path, text: Path, alone: Path) -> None:
+    """Two ranks, with accumulation, until one is killed; then four, and one: what one process would have computed."""
+    out, copy = tmp_path / "run", tmp_path / "copy"
+    began = time.monotonic()
+    options = (str(text), *OPTIONS, "--micro-batch-size", "2", "--out", str(out))
+    done = torchrun(tmp_path, 2, *options, what="SIGKILL", at=25)
+    assert done.returncode != 0
+    assert time.monotonic() - began < 60
+    (line,) = ours(done)
+    assert "rank 1 of 2 fell silent" in line
+    assert newest_checkpoint(out)[1].step == 20
+    shutil.copytree(out, copy)
+    done = torchrun(tmp_path, 4, "--resume", "--out", str(out))
+    assert done.returncode == 0, (ours(done), done.stdout)
+    assert_same_losses(out, alone)
+    train(out=copy, resume=True, threads=1)
+    assert_same_losses(copy, alone)
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_from_the_last_checkpoint(tmp_path: Path, text: Path, alone: Path) -> None:
+    out = tmp_path / "run"
+    done = torchrun(
+        tmp_path, 2, str(text), *OPTIONS, "--out", str(out), what="SIGKILL", at=25, launch=["--max-restarts", "1"]
+    )
+    assert done.returncode == 0, (ours(done), done.stdout)
+    assert "resuming" in done.stdout
+    assert_same_losses(out, alone)
+
+
+@pytest.mark.slow
+def test_a_signal_to_torchrun_saves(tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "run"
+    done = torchrun(tmp_path, 2, str(text), *OPTIONS, "--out", str(out), what="SIGTERM", at=25, who=0)
+    assert done.returncode != 0
+    assert 25 <= newest_checkpoint(out)[1].step < 50
+    assert newest_checkpoint(out)[1].evaluated == newest_checkpoint(out)[1].step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ('--seed "$RANK" --out run', "rank 1 began with seed 1, rank 0 with 0: start all ranks with the same command"),
+        ('--out "run$RANK"', "rank 1 of 2: run1 is not what rank 0 has there"),
+    ],
+    ids=["settings", "directory"],
+)
+def test_ranks_that_differ_end_in_one_line(tmp_path: Path, text: Path, arguments: str, line: str) -> None:
+    shell = f"cd '{tmp_path}'; exec '{sys.executable}' -m glassgpt train '{text}' --steps 2 --shape nano {arguments}"
+    done = torchrun(tmp_path, 2, launch=["--no-python"], program=["bash", "-c", shell])
+    assert done.returncode != 0
+    assert len(ours(done)) == 1
+    assert line in ours(done)[0]
+
+
+def test_tensors_are_summed_in_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glassgpt.training.ranks._BUCKET", 10)
+    sizes = [[len(part) for part in bucket] for bucket in _buckets([torch.zeros(n) for n in (2, 8, 1, 25, 3, 3)])]
+    assert sizes == [[2, 8], [1], [25], [3, 3]]
+
+
+def test_alone_nothing_is_summed() -> None:
+    assert (ALONE.first, ALONE.any(True), ALONE.any(False), ALONE.sum([1.5, 2])) == (True, True, False, [1.5, 2])
+
+
+def test_the_code_has_a_digest() -> None:
+    assert code_digest() == code_digest() != ""
