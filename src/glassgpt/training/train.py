@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import signal
 import threading
@@ -99,36 +100,38 @@ def train(
     `TrainingFailedError` when the loss stays non-finite.
     """
     out = Path(out)
+    if resume and (overwrite or like is not None):
+        raise ValueError("resume excludes overwrite and like: continue the run, or begin a new one")
+    given = (texts, shape, dict(config or {}), model, tokenizer, minutes, settings, text_fields)
     with joined() as ranks:
         where = ranks.device(pick_device(device))
-        request = Request(
-            texts,
-            shape,
-            dict(config or {}),
-            model,
-            tokenizer,
-            minutes,
-            settings,
-            text_fields,
-            ranks.world_size,
-            ranks.agents,
-        )
-        if resume and (overwrite or like is not None):
-            raise ValueError("resume excludes overwrite and like: continue the run, or begin a new one")
+        request = Request(*given, ranks.world_size, ranks.agents)
         if like is not None:
             request = repeat.like(request, Path(like), where)
         request.checked(where)
+        if resume and not out.is_dir():
+            raise FileNotFoundError(f"{out} holds no run to resume: there is no such directory")
         ranks.compare(record_of(request, where, resume=resume, overwrite=overwrite, change=change))
-        with seeded(), _threads_restored(), heap_kept():
-            if not ranks.first:
-                return _run(*follow(out, ranks, where), out, Progress(), ranks)
-            if resume and not out.is_dir():
-                raise FileNotFoundError(f"{out} holds no run to resume: there is no such directory")
-            with locked(out):
-                seen = Watchers(progress or Progress(), out)
-                prepared, trainee, state = _ready(out, request, resume, overwrite, change, threads, where, seen)
-                ranks.tell(word_of(out, state.step))
-                return _run(prepared, trainee, state, out, seen, ranks)
+        ready = functools.partial(_ready, out, request, resume, overwrite, change, threads, where)
+        return _take_part(out, ranks, where, progress or Progress(), ready)
+
+
+def _take_part(
+    out: Path,
+    ranks: Ranks,
+    device: torch.device,
+    progress: Progress,
+    ready: Callable[[Progress], tuple[Prepared, Trainee, RunState]],
+) -> TrainResult:
+    """The first rank makes the run `ready`, and the others follow."""
+    with seeded(), _threads_restored(), heap_kept():
+        if not ranks.first:
+            return _run(*follow(out, ranks, device), out, Progress(), ranks)
+        with locked(out):
+            seen = Watchers(progress, out)
+            prepared, trainee, state = ready(seen)
+            ranks.tell(word_of(out, state.step))
+            return _run(prepared, trainee, state, out, seen, ranks)
 
 
 def _ready(
