@@ -51,7 +51,7 @@ def glass(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
 
 
 def records(text: str) -> list[dict[str, Any]]:
-    lines = text.removesuffix("\n").split("\n")  # a text may hold other line ends, which JSON leaves as they are
+    lines = filter(None, text.split("\n"))  # a text may hold other line ends, which JSON leaves as they are
     return sorted(map(json.loads, lines), key=lambda record: record["index"])
 
 
