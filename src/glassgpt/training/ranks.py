@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from glassgpt.training.rank_watch import OtherRankError, RankWatch, Seat, meet
+from glassgpt.training.rank_watch import OtherRankError, RankWatch, Seat, Store, meet
 
 _BUCKET = 2**23  # numbers in one reduction: 32 MB, large enough for the network, small beside the gradients
 _TIMEOUT = datetime.timedelta(hours=1)  # of one reduction, in which the first rank may save; the watch is far quicker
@@ -75,7 +75,7 @@ ALONE = Ranks()
 class _Joined(Ranks):
     """A rank among others. What fails because another rank has failed or is lost is an `OtherRankError`."""
 
-    def __init__(self, seat: Seat, watch: RankWatch, store: dist.Store, agents: Sequence[str]) -> None:
+    def __init__(self, seat: Seat, watch: RankWatch, store: Store, agents: Sequence[str]) -> None:
         self.rank, self.world_size, self.agents = seat.rank, seat.world_size, agents
         self._seat, self._watch, self._store = seat, watch, store
 
@@ -163,7 +163,7 @@ def joined() -> Iterator[Ranks]:
         dist.init_process_group(backend, store=store, rank=seat.rank, world_size=seat.world_size, timeout=_TIMEOUT)
     store = _store(seat)  # a connection of its own: nobody waits while the group waits
     store.set(f"agent/{seat.rank}", _agent())
-    with RankWatch(seat, dist.PrefixStore("watch", store)) as watch:
+    with RankWatch(seat, store) as watch:
         try:
             agents = [store.get(f"agent/{rank}").decode() for rank in range(seat.world_size)]
             yield _Joined(seat, watch, store, list(dict.fromkeys([_agent(), *agents])))
@@ -186,11 +186,14 @@ def _is_joined() -> bool:
     return all(name in os.environ for name in _ENVIRONMENT)
 
 
-def _store(seat: Seat, host: bool = False) -> dist.Store:
+def _store(seat: Seat, host: bool = False) -> Store:
     """The store of `torchrun`, or of rank 0 where that is the `host`; a restart must not find the keys before it."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, seat.world_size, is_master=host, wait_for_workers=False)
-    return dist.PrefixStore(f"glassgpt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    prefix = f"glassgpt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, seat.world_size, is_master=host, wait_for_workers=False
+    )
+    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
 
 
 def _agent() -> str:
