@@ -106,6 +106,10 @@ def test_no_message_names_an_option_that_does_not_exist() -> None:
     ]
     # of scripts and other programs that the pages name
     others = {"--reference", "--nanogpt", "--outliers", "--logdir", "--mib", "--kill", "--array", "--dependency"}
+    # of torchrun and of SLURM
+    others |= {"--standalone", "--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port"}
+    others |= {"--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts", "--shutdown-timeout"}
+    others |= {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--time", "--signal"}
     wrong = {
         f"{name}: {word}"
         for name, text in texts

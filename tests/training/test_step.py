@@ -1,14 +1,20 @@
 """One step: its seed, its schedule, its gradients."""
 
+import contextlib
 import itertools
 import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from glassgpt import GPTConfig
+from glassgpt import GPTConfig, GPTModel
 from glassgpt.training.build import build, initial_model
+from glassgpt.training.loss import IGNORE
 from glassgpt.training.objective import NextTokenLoss
+from glassgpt.training.ranks import Ranks
 from glassgpt.training.settings import Settings
 from glassgpt.training.step import accumulate_gradients, evaluate_loss, schedule, step_seed, take_step
 
@@ -102,3 +108,60 @@ def test_the_objective_is_what_wraps_and_compiles() -> None:
     total, count = objective(x, y.masked_fill(y > 25, -100))
     assert int(count) == int((y <= 25).sum())
     assert total.requires_grad
+
+
+class _Half(Ranks):
+    """One of two ranks; the second adds what the first has left."""
+
+    world_size = 2
+
+    def __init__(self, rank: int, left: list[Any]) -> None:
+        self.rank, self._left = rank, left
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        if self.rank == 0:
+            self._left.append(list(values))
+            return list(values)
+        return [a + float(b) for a, b in zip(values, self._left.pop(), strict=True)]
+
+    def sum_gradients(self, parameters: Iterable[torch.Tensor], values: Sequence[float]) -> list[float]:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.rank == 0:
+            self._left.append([g.clone() for g in gradients])
+        else:
+            for mine, theirs in zip(gradients, self._left.pop(0), strict=True):
+                mine += theirs
+        return self.sum(values)
+
+
+def test_masked_targets_weigh_alike_on_all_ranks(tiny_model: Callable[..., GPTModel]) -> None:
+    """One rank has nearly all of the targets: loss and gradients are still those of the whole batch."""
+    torch.manual_seed(3)
+    x, y = torch.randint(0, 97, (4, 8)), torch.randint(0, 97, (4, 8))
+    y[:2, 1:] = IGNORE
+    whole, half = tiny_model(), tiny_model()
+    loss = accumulate_gradients(NextTokenLoss(whole), x, y)
+    left: list[Any] = []
+    accumulate_gradients(NextTokenLoss(half), x[:2], y[:2], 1, ranks=_Half(0, left))
+    half.zero_grad()
+    shared = accumulate_gradients(NextTokenLoss(half), x[2:], y[2:], 1, ranks=_Half(1, left))
+    assert shared == pytest.approx(loss, abs=1e-6)
+    for mine, theirs in zip(half.parameters(), whole.parameters(), strict=True):
+        assert mine.grad is not None
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("blocks", [1, 5, None])
+def test_ranks_share_an_evaluation(tiny_model: Callable[..., GPTModel], blocks: int | None) -> None:
+    objective, tokens = NextTokenLoss(tiny_model()), torch.randint(0, 97, (150,)).numpy()
+    left: list[Any] = []
+    with contextlib.suppress(ZeroDivisionError):  # the first rank of this test has nobody to add to
+        evaluate_loss(objective, tokens, 2, blocks, ranks=_Half(0, left))
+    shared = evaluate_loss(objective, tokens, 2, blocks, ranks=_Half(1, left))
+    assert shared == pytest.approx(evaluate_loss(objective, tokens, 2, blocks), abs=1e-9)
+
+
+def test_each_rank_has_random_numbers_of_its_own() -> None:
+    alone = np.random.SeedSequence([5, 7]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    assert step_seed(5, 7, 0) == int(alone)  # as runs that know of no ranks began with
+    assert len({step_seed(5, step, rank) for step in range(20) for rank in range(20)}) == 400

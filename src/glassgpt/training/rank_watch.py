@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,9 @@ _MISSED = 4  # the same, once a sum has failed: then some rank is lost
 _GRACE = 8.0  # seconds that a main thread has to end by itself, which is tidier, when another rank has failed
 
 _log = logging.getLogger(__name__)
+
+Store = Any
+"""A `torch.distributed.Store`: a name that not every build of PyTorch has."""
 
 
 class OtherRankError(RuntimeError):
@@ -73,7 +76,7 @@ class RankWatch:
     else can interrupt it.
     """
 
-    def __init__(self, seat: Seat, store: dist.Store) -> None:
+    def __init__(self, seat: Seat, store: Store) -> None:
         self._seat, self._store = seat, store
         self._ended, self._found, self._suspicious = threading.Event(), threading.Event(), threading.Event()
         self._error: OtherRankError | None = None

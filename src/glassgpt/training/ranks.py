@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -21,11 +22,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from glassgpt.training.rank_watch import OtherRankError, RankWatch, Seat, meet
+from glassgpt.training.rank_watch import OtherRankError, RankWatch, Seat, Store, meet
 
 _BUCKET = 2**23  # numbers in one reduction: 32 MB, large enough for the network, small beside the gradients
 _TIMEOUT = datetime.timedelta(hours=1)  # of one reduction, in which the first rank may save; the watch is far quicker
 _POLL = 0.1  # seconds
+_RUNS = itertools.count()  # of this process
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -75,7 +77,7 @@ ALONE = Ranks()
 class _Joined(Ranks):
     """A rank among others. What fails because another rank has failed or is lost is an `OtherRankError`."""
 
-    def __init__(self, seat: Seat, watch: RankWatch, store: dist.Store, agents: Sequence[str]) -> None:
+    def __init__(self, seat: Seat, watch: RankWatch, store: Store, agents: Sequence[str]) -> None:
         self.rank, self.world_size, self.agents = seat.rank, seat.world_size, agents
         self._seat, self._watch, self._store = seat, watch, store
 
@@ -156,14 +158,16 @@ def joined() -> Iterator[Ranks]:
     seat = Seat.from_environment()
     if seat.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(seat.local_rank)
+    # the store may outlive a restart and this run: what it holds of them must not be taken for this one's
+    name = f"glassgpt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_RUNS)}"
     ours = not dist.is_initialized()
     if ours:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        store = _store(seat, host=seat.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
+        store = _store(seat, name, host=seat.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
         dist.init_process_group(backend, store=store, rank=seat.rank, world_size=seat.world_size, timeout=_TIMEOUT)
-    store = _store(seat)  # a connection of its own: nobody waits while the group waits
+    store = _store(seat, name)  # a connection of its own: nobody waits while the group waits
     store.set(f"agent/{seat.rank}", _agent())
-    with RankWatch(seat, dist.PrefixStore("watch", store)) as watch:
+    with RankWatch(seat, store) as watch:
         try:
             agents = [store.get(f"agent/{rank}").decode() for rank in range(seat.world_size)]
             yield _Joined(seat, watch, store, list(dict.fromkeys([_agent(), *agents])))
@@ -186,11 +190,13 @@ def _is_joined() -> bool:
     return all(name in os.environ for name in _ENVIRONMENT)
 
 
-def _store(seat: Seat, host: bool = False) -> dist.Store:
-    """The store of `torchrun`, or of rank 0 where that is the `host`; a restart must not find the keys before it."""
+def _store(seat: Seat, name: str, host: bool = False) -> Store:
+    """The part called `name` of the store of `torchrun`, or of rank 0 where that is the `host`."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, seat.world_size, is_master=host, wait_for_workers=False)
-    return dist.PrefixStore(f"glassgpt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, seat.world_size, is_master=host, wait_for_workers=False
+    )
+    return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
 
 
 def _agent() -> str:

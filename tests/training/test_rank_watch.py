@@ -1,0 +1,107 @@
+"""Who is lost is found, and named; who is only slow is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch.distributed as dist
+
+from glassgpt.training import rank_watch
+from glassgpt.training.rank_watch import OtherRankError, RankWatch, Seat
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """A hundred beats a second, and what would have been exit codes."""
+    exits: list[int] = []
+    monkeypatch.setattr(rank_watch, "BEAT", 0.01)
+    monkeypatch.setattr(rank_watch, "meet", lambda: None)
+    monkeypatch.setattr(rank_watch, "_GRACE", 0.05)
+    monkeypatch.setattr(os, "_exit", exits.append)
+    yield exits
+
+
+def error_of(watch: RankWatch) -> OtherRankError:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            watch.check()
+        except OtherRankError as error:
+            return error
+        time.sleep(0.01)
+    pytest.fail("nothing was found")
+
+
+def test_a_silent_rank_is_named_and_a_beating_one_is_not(monkeypatch: pytest.MonkeyPatch, quick: list[int]) -> None:
+    monkeypatch.setattr(rank_watch, "SILENT", 100)
+    store, ended = dist.HashStore(), threading.Event()
+    for rank in (1, 2):
+        store.set(f"beat/{rank}", "0")
+
+    def beats() -> None:
+        count = 0
+        while not ended.wait(0.002):
+            count += 1
+            store.set("beat/1", str(count))
+
+    thread = threading.Thread(target=beats)
+    thread.start()
+    try:
+        with RankWatch(Seat(0, 3, 0, 3), store) as watch:
+            error = error_of(watch)
+            deadline = time.monotonic() + 30
+            while not quick and time.monotonic() < deadline:  # the main thread stays where it is: the watch ends it
+                time.sleep(0.01)
+    finally:
+        ended.set()
+        thread.join()
+    assert str(error).startswith("rank 2 of 3 fell silent")
+    assert not error.said
+    assert quick == [1]
+
+
+def test_after_a_sum_has_failed_silence_is_found_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_watch, "SILENT", 10**9)
+    monkeypatch.setattr(rank_watch, "_MISSED", 20)
+    store = dist.HashStore()
+    store.set("beat/1", "0")
+    with (
+        RankWatch(Seat(0, 2, 0, 2), store) as watch,
+        pytest.raises(OtherRankError, match="rank 1 of 2"),
+        watch.explained(),
+    ):
+        raise RuntimeError("connection closed by peer")
+
+
+def test_an_error_of_another_rank_is_told_once_on_each_machine() -> None:
+    for seat, said in ((Seat(0, 4, 0, 2), False), (Seat(1, 4, 1, 2), True), (Seat(2, 4, 0, 2), True)):
+        store = dist.HashStore()
+        for rank in set(range(4)) - {seat.rank}:
+            store.set(f"beat/{rank}", "0")
+        store.set("failed", json.dumps([3, "out of memory"]))
+        with RankWatch(seat, store) as watch:
+            error = error_of(watch)
+            assert (str(error), error.said) == ("rank 3 of 4: out of memory", said)
+
+
+def test_the_first_error_is_the_one_that_is_told() -> None:
+    store = dist.HashStore()
+    store.set("beat/0", "0")
+    with RankWatch(Seat(1, 2, 1, 2), store) as watch:
+        told = watch.failed(ValueError("no such text"))
+        assert str(told) == "rank 1 of 2: no such text"
+        assert json.loads(store.get("failed")) == [1, "no such text"]
+
+
+def test_without_local_numbers_each_process_has_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    seat = Seat.from_environment()
+    assert (list(seat.machine()), seat.speaks({1})) == ([3], True)
