@@ -336,6 +336,7 @@ def test_nonsense_is_answered_in_one_line_and_touches_nothing(
 ) -> None:
     before = tree(place)
     code, _, errors = glass(*("" if argument == "·" else argument for argument in asked.split(" ") if argument))
+    errors = re.sub("glassgpt: compiling for this machine, once.*\n", "", errors)  # where it has not been used before
     expected = 1 if says.startswith("1:") else 2
     assert (code, errors.count("\n")) == (expected, 1), errors
     assert errors.startswith("glassgpt")

@@ -68,6 +68,7 @@ def add_commands(commands: Any) -> None:
 
 def _generate(arguments: argparse.Namespace) -> int:
     options = given(arguments, Generation)
+    Generation.from_dict(options)  # what is nonsense is refused before anything is loaded or compiled
     batch.check_arguments(arguments)
     if arguments.prompts is not None:
         return batch.generate_batch(arguments, options)
@@ -111,6 +112,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _chat(arguments: argparse.Namespace) -> int:
     options = given(arguments, Generation)
+    Generation.from_dict(options)  # what is nonsense is refused before anything is loaded or compiled
     options["stop"] = [*options.get("stop", ()), STOP]
     options["on_overflow"] = _overflow_note(options["overflow"])
     model, tokenizer = load_for_text(arguments)
