@@ -105,7 +105,17 @@ def test_no_message_names_an_option_that_does_not_exist() -> None:
         if "glassgpt" in line or page.name != "README.md"
     ]
     # of scripts and other programs that the pages name
-    others = {"--reference", "--nanogpt", "--outliers", "--logdir", "--mib", "--kill", "--array", "--dependency"}
+    others = {
+        "--reference",
+        "--nanogpt",
+        "--outliers",
+        "--logdir",
+        "--mib",
+        "--kill",
+        "--kills",
+        "--array",
+        "--dependency",
+    }
     # of torchrun and of SLURM
     others |= {"--standalone", "--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port"}
     others |= {"--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts", "--shutdown-timeout"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -12,6 +13,7 @@ from pathlib import Path
 
 # The second form is version 0.1's.
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}\.glassgpt-tmp|\d+-\d+\.tmp)")
+_DISK_FAILED = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextlib.contextmanager
@@ -101,10 +103,18 @@ def sync_tree(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or directory to the disk; what a platform cannot flush (directories on Windows) is left."""
-    with contextlib.suppress(OSError):
+    """Flush a file or directory to the disk; what a platform cannot flush (directories on Windows) is left.
+
+    `OSError` where the disk failed or is full: some systems tell it only now.
+    """
+    try:
         handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno in _DISK_FAILED:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(handle)

@@ -167,3 +167,35 @@ def test_alone_nothing_is_summed() -> None:
 
 def test_the_code_has_a_digest() -> None:
     assert code_digest() == code_digest() != ""
+
+
+# Steps 22 to 39 have no target, and so no loss that is finite, until the rate has been lowered.
+SPOILED = """
+import sys
+from glassgpt.training import train as module
+from glassgpt.training.loss import IGNORE
+
+real = module.take_step
+
+def taking(objective, optimizers, batch, step, settings, dtype, ranks, guard):
+    if step in range(22, 40) and guard.rate == 1:
+        batch = batch[0], batch[1].new_full(batch[1].shape, IGNORE)
+    return real(objective, optimizers, batch, step, settings, dtype, ranks, guard)
+
+module.take_step = taking
+from glassgpt.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_ranks_go_back_together(tmp_path: Path, text: Path) -> None:
+    script = tmp_path / "spoiled.py"
+    script.write_text(SPOILED, encoding="utf-8")
+    for n in (1, 2):
+        out = str(tmp_path / f"run-{n}")
+        done = torchrun(tmp_path, n, str(text), *OPTIONS, "--out", out, program=[str(script), "train"])
+        assert done.returncode == 0, done.stderr
+        assert "back to step 20, with 0.5 of the learning rate" in " ".join((done.stdout + done.stderr).split())
+    assert_same_losses(tmp_path / "run-1", tmp_path / "run-2")
+    assert [step for kind, step in losses(tmp_path / "run-2") if kind == "step"] == list(range(50))

@@ -325,8 +325,8 @@ def test_numbers_that_break_are_skipped_then_given_up(tmp_path: Path, text: Path
     assert not all(torch.equal(v, seen[9][k]) for k, v in seen[8].items())
     seen.clear()
     broken = set(range(8, 100))
-    with pytest.raises(TrainingFailedError, match="lower the learning rate"):
-        run(text, tmp_path / "all")
+    with pytest.raises(TrainingFailedError, match="lower learning rate"):
+        run(text, tmp_path / "all", rollbacks=0)
     assert newest_checkpoint(tmp_path / "all")[1].step == 15
 
 
@@ -588,7 +588,7 @@ def test_damaged_checkpoints_are_no_reason_to_delete_a_good_one(tmp_path: Path, 
     out = tmp_path / "run"
     with pytest.raises(RuntimeError, match="plug"):
         run(text, out, save_minutes=1e-9, progress=StopAt(13))
-    assert [p.name for p in checkpoints(out)] == ["step-00000013", "step-00000012"]
+    assert [p.name for p in checkpoints(out)] == ["step-00000013", "step-00000012", "step-00000010"]
     (checkpoints(out)[0] / "training_state" / "optimizer.safetensors").write_bytes(b"damaged")
     with pytest.raises(RuntimeError, match="plug"):
         train(out=out, resume=True, save_minutes=0, progress=StopAt(15))

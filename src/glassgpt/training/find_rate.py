@@ -99,10 +99,10 @@ def _ramp(
                 if isinstance(optimizer, Muon) == (setting == "muon_learning_rate"):
                     for group in optimizer.param_groups:
                         group["peak_lr"] = rate
-            loss, _, finite = take_step(
+            loss, _, refusal = take_step(
                 trainee.objective, trainee.optimizers, loader.batch(step), step, settings, DTYPES[settings.dtype]
             )
-            if not finite:
+            if refusal is not None:
                 break
             rates.append(rate)
             losses.append(loss)

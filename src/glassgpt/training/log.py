@@ -27,7 +27,7 @@ _KEYS = {"step": {"step", "loss"}, "evaluation": {"step", "val_loss"}}
 class RunLog:
     """Appends records to the log of a run; each is on the disk's way when the method returns.
 
-    The clock of `seconds` goes from the moment this is made on, and adds to what the last record has.
+    The clock of `seconds` goes from the moment this is made or rewound on, and adds to what the last record has.
     """
 
     def __init__(self, run: Path) -> None:
@@ -48,7 +48,7 @@ class RunLog:
         if samples := read_samples(self._run):
             written = (sample for sample in samples if sample["step"] < ends["evaluation"])
             write_text(self._run / SAMPLES, "".join(map(_line, written)))
-        self._before = _seconds(kept)
+        self._before, self._began = _seconds(kept), time.monotonic()
         return kept
 
     def step(self, step: int, loss: float, norm: float, rate: float, tokens_per_second: float) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class Progress:
         """
 
     def history(self, records: list[dict[str, Any]]) -> None:
-        """A run is resumed, and these are the lines of its `log.jsonl` so far; `start` follows."""
+        """These are the lines of `log.jsonl` so far: a run is resumed, and `start` follows, or it has gone back."""
 
     def start(self, prepared: Prepared, first_step: int) -> None:
         """The first step is about to be taken; `first_step` is above 0 in a resumed run."""

@@ -11,6 +11,7 @@ from glassgpt.config import GPTConfig
 from glassgpt.data.baselines import Baselines
 from glassgpt.data.sources import TrainingSide, ValidationSide
 from glassgpt.tokenizer import Tokenizer
+from glassgpt.training.guard import UNGUARDED, Guard
 from glassgpt.training.settings import Settings
 
 
@@ -60,15 +61,26 @@ class RunState:
     val_loss: float = math.inf
     best_val_loss: float = math.inf
     best_step: int = -1
+    guard: Guard = UNGUARDED
 
-    def after_step(self) -> Self:
-        """One more step was taken."""
-        return dataclasses.replace(self, step=self.step + 1)
+    def after_step(self, guard: Guard) -> Self:
+        """One more step was taken, and this is what the guard remembers now."""
+        return dataclasses.replace(self, step=self.step + 1, guard=guard)
 
-    def after_evaluation(self, val_loss: float) -> Self:
-        """The model was measured."""
+    def after_evaluation(self, val_loss: float, regular: bool) -> Self:
+        """The model was measured, as at every `regular` evaluation or because a stop was asked for."""
         best = (val_loss, self.step) if val_loss < self.best_val_loss else (self.best_val_loss, self.best_step)
-        return type(self)(self.step, self.step, val_loss, *best)
+        guard = self.guard.measured(self.step, val_loss) if regular else self.guard
+        return type(self)(self.step, self.step, val_loss, *best, guard)
+
+    def rolled_back(self, before: Self) -> Self:
+        """Back at the state `before`; what is published stays, were it the best of the steps that are dropped."""
+        return dataclasses.replace(
+            before,
+            best_val_loss=self.best_val_loss,
+            best_step=min(self.best_step, before.step),
+            guard=self.guard.rolled_back(before.guard),
+        )
 
     @property
     def is_best(self) -> bool:
@@ -77,13 +89,16 @@ class RunState:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """From a checkpoint's `state.json`; KeyError or TypeError where it is damaged.
+        """From a checkpoint's `state.json`; KeyError, TypeError or ValueError where it is damaged.
 
-        Runs of version 0.1 did not write `best_step`: there the best is the last where the two losses are equal.
+        Runs of version 0.1 did not write `best_step`: there the best is the last where the two losses are equal. Nor
+        did they write `guard`: such a run goes back to where it was resumed.
         """
         last, best = float(values["val_loss"]), float(values["best_val_loss"])
         best_step = values.get("best_step", values["evaluated"] if last == best else -1)
-        return cls(int(values["step"]), int(values["evaluated"]), last, best, int(best_step))
+        step = int(values["step"])
+        guard = Guard.from_dict(values["guard"]) if "guard" in values else Guard(back_to=step)
+        return cls(step, int(values["evaluated"]), last, best, int(best_step), guard)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,6 +73,25 @@ class Settings(Options):
         at_most=1,
     )
     grad_clip: float = option(1.0, "maximum gradient norm; 0 disables clipping", unit="norm", at_least=0)
+    spike_loss: float = option(
+        0.0,
+        "skip a step whose loss is above so many times the median of the last 64; 0: never",
+        unit="factor",
+        at_least=0,
+    )
+    spike_norm: float = option(
+        0.0,
+        "skip a step whose gradient norm, before clipping, is above so many times the median of the last 64; 0: never",
+        unit="factor",
+        at_least=0,
+    )
+    rollbacks: int = option(
+        3,
+        "how often ten skipped steps in a row, not finite or spikes, lead back to the last evaluation, with half the "
+        "learning rate from there on; then the run gives up",
+        unit="times",
+        at_least=0,
+    )
     activation_checkpointing: bool = option(
         False,
         "keep of each block what goes in, and compute the rest again for the backward pass: less memory, a third more "
@@ -130,6 +149,9 @@ class Settings(Options):
         super().__post_init__()
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        for name, factor in (("spike_loss", self.spike_loss), ("spike_norm", self.spike_norm)):
+            if 0 < factor <= 1:
+                raise ValueError(f"{name} {factor:g} would skip every other step: take more than 1, or 0 for never")
         for role in self.freeze:
             if role not in ROLES:
                 raise ValueError(f"freeze {role!r} is not a role of parameters: {nearest(role, ROLES)}")
@@ -190,6 +212,9 @@ class SettingsKeywords(TypedDict, total=False):
     warmup_steps: int | None
     final_rate: float
     grad_clip: float
+    spike_loss: float
+    spike_norm: float
+    rollbacks: int
     activation_checkpointing: bool
     dtype: str
     seed: int

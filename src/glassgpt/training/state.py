@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from glassgpt.checkpoint import load_model, save_model, write_tensors
-from glassgpt.files import replacing
+from glassgpt.files import replacing, sync
 from glassgpt.json_file import read_json
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.build import Trainee, ready
@@ -38,9 +38,9 @@ _log = logging.getLogger(__name__)
 def save_checkpoint(run: Path, trainee: Trainee, tokenizer: Tokenizer, state: RunState) -> Path:
     """Write `run/checkpoints/step-N` for `state.step` = N, then delete older ones, but for the newest that are whole.
 
-    `KEEP` whole ones stay. The directory is written under another name, flushed and renamed: a kill at any moment, or a
-    full disk (`OSError`), leaves the older ones untouched. Later ones than N, which a resumed run found damaged, stay
-    until the run has passed them.
+    `KEEP` whole ones stay, and the one that the run would go back to (see `guard`). The directory is written under
+    another name, flushed and renamed: a kill at any moment, or a full disk (`OSError`), leaves the older ones
+    untouched. Later ones than N, which a resumed run found damaged, stay until the run has passed them.
     """
     target = checkpoint_at(run, state.step)
     with replacing(target) as temporary:
@@ -56,7 +56,7 @@ def save_checkpoint(run: Path, trainee: Trainee, tokenizer: Tokenizer, state: Ru
     for old in [path for path in checkpoints(run) if path.name < target.name]:
         if whole < KEEP and _read(old)[0] is not None:
             whole += 1
-        else:
+        elif step_of(old) != state.guard.back_to:
             shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -66,18 +66,36 @@ def checkpoint_at(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """The steps that were taken when a checkpoint was saved."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def discard_after(run: Path, step: int) -> None:
+    """Delete the checkpoints after `step`, newest first: a run that goes back to it leaves no other course behind.
+
+    After a kill in between, those that are left are still of one course.
+    """
+    for path in checkpoints(run):
+        if step_of(path) > step:
+            shutil.rmtree(path)
+    sync(run / "checkpoints")
+
+
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, newest first."""
     return sorted((run / "checkpoints").glob("step-????????"), reverse=True)
 
 
-def newest_checkpoint(run: Path) -> tuple[Path, RunState]:
-    """The newest checkpoint whose files all have the digests they were written with, and its state.
+def newest_checkpoint(run: Path, up_to: int | None = None) -> tuple[Path, RunState]:
+    """The newest checkpoint, of those `up_to` a step, whose files all have the digests they were written with.
+
+    And its state.
 
     Warns of each damaged one that it passes over. Raises `FileNotFoundError` where none is left.
     """
     damaged = []
-    for path in checkpoints(run):
+    for path in [path for path in checkpoints(run) if up_to is None or step_of(path) <= up_to]:
         state, wrong = _read(path)
         if state is not None:
             return path, state

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from glassgpt.data.loader import evaluation_batches
 from glassgpt.data.mixture import Tokens
 from glassgpt.language_model import evaluating
+from glassgpt.training.guard import UNGUARDED, Guard
 from glassgpt.training.loss import IGNORE
 from glassgpt.training.objective import NextTokenLoss
 from glassgpt.training.ranks import ALONE, Ranks
@@ -41,26 +42,26 @@ def take_step(
     settings: Settings,
     dtype: torch.dtype = torch.float32,
     ranks: Ranks = ALONE,
-) -> tuple[float, float, bool]:
+    guard: Guard = UNGUARDED,
+) -> tuple[float, float, str | None]:
     """Step number `step`, from 0, on a batch of (B, T) inputs and targets, or on this rank's rows of it.
 
-    Returns the loss in nats per token, the gradient's norm before clipping, and whether the weights were changed: a
-    step whose loss or gradient is not finite must not reach them. Seeds PyTorch's global random numbers: the caller
-    restores them (see `language_model.seeded`).
+    Returns the loss in nats per token, the gradient's norm before clipping, and None, or why `guard` kept the step from
+    the weights. Seeds PyTorch's global random numbers: the caller restores them (see `language_model.seeded`).
     """
-    rate = schedule(step, settings)
+    rate = schedule(step, settings) * guard.rate
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * rate
     torch.manual_seed(step_seed(settings.seed, step, ranks.rank))
     loss = accumulate_gradients(objective, *batch, settings.micro_batch_size, dtype, ranks)
     norm = float(nn.utils.clip_grad_norm_(objective.parameters(), settings.grad_clip or math.inf))
-    finite = math.isfinite(loss) and math.isfinite(norm)
-    if finite:
+    refusal = guard.refusal(loss, norm, settings)
+    if refusal is None:
         for optimizer in optimizers:
             optimizer.step()
     objective.zero_grad(set_to_none=True)
-    return loss, norm, finite
+    return loss, norm, refusal
 
 
 def accumulate_gradients(

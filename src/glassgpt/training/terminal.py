@@ -82,6 +82,7 @@ class Lines(Progress):
 
     def history(self, records: list[dict[str, Any]]) -> None:
         """See `Progress`."""
+        self._curve = Curve()
         for record in records:
             if record["kind"] == "step":
                 self._curve.step(record["step"], record["loss"])

@@ -30,22 +30,21 @@ from glassgpt.tokenizer import Tokenizer
 from glassgpt.training import repeat
 from glassgpt.training.build import Trainee, build
 from glassgpt.training.follow import NOTHING, follow, is_own, record_of, word_of
+from glassgpt.training.guard import MAX_SKIPPED
 from glassgpt.training.heap import heap_kept
 from glassgpt.training.prepare import prepare
 from glassgpt.training.progress import Progress
 from glassgpt.training.ranks import Ranks, joined
-from glassgpt.training.records import Prepared, RunState, TrainingFailedError, TrainResult
+from glassgpt.training.records import Prepared, RunState, TrainResult
 from glassgpt.training.request import Request
 from glassgpt.training.resume import record_changes, reopen, resume_report, with_more_minutes
+from glassgpt.training.rollback import roll_back
 from glassgpt.training.run_directory import NEXT, check_new, discard_next, locked, promote, recover
 from glassgpt.training.settings import Settings, SettingsKeywords
 from glassgpt.training.state import newest_checkpoint, restore
 from glassgpt.training.step import schedule, take_step
 from glassgpt.training.watchers import Watchers
 from glassgpt.training.writer import RunWriter, publish
-
-MAX_SKIPPED_STEPS = 10
-"""Steps in a row whose loss or gradient was not finite, after which training gives up."""
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ def train(
 
     `out` is a model directory at every moment: the best model so far, by validation loss. Raises `ValueError` and
     `FileNotFoundError` for what the user can fix, `OSError` where another process trains in `out`, and
-    `TrainingFailedError` when the loss stays non-finite.
+    `TrainingFailedError` when too many steps had to be skipped (see `guard`).
     """
     out = Path(out)
     if resume and (overwrite or like is not None):
@@ -219,7 +218,7 @@ def _run(
     length = prepared.config.context_length
     loader = _loader(prepared, ranks)
     writer = RunWriter(out, prepared, progress, ranks=ranks)
-    skipped, saved_step, saved_at = 0, state.step, time.monotonic()
+    saved_step, saved_at = state.step, time.monotonic()
     with stop_requested() as stopping:
         while True:
             step, last = state.step, state.step == settings.steps
@@ -243,20 +242,18 @@ def _run(
                 break
 
             start = time.perf_counter()
-            loss, norm, finite = take_step(
-                trainee.objective, trainee.optimizers, loader.batch(step), step, settings, dtype, ranks
+            guard = state.guard
+            loss, norm, refusal = take_step(
+                trainee.objective, trainee.optimizers, loader.batch(step), step, settings, dtype, ranks, guard
             )
             seconds = time.perf_counter() - start
-            skipped = 0 if finite else skipped + 1
-            if not finite:
-                writer.message(f"step {step}: loss {loss}, gradient norm {norm}: skipped")
-            if skipped == MAX_SKIPPED_STEPS:
-                raise TrainingFailedError(
-                    f"the loss was not finite for {skipped} steps up to step {step}: lower the learning rate; "
-                    f"the last checkpoint in {out} is untouched"
-                )
-            writer.step(step, loss, norm, schedule(step, settings), settings.batch_size * length / seconds)
-            state = state.after_step()
+            if refusal is not None:
+                writer.message(f"step {step}: loss {loss:.6g}, gradient norm {norm:.6g}: skipped, {refusal}")
+            writer.step(step, loss, norm, schedule(step, settings) * guard.rate, settings.batch_size * length / seconds)
+            state = state.after_step(guard.after(loss, norm, refusal, settings))
+            if state.guard.skipped == MAX_SKIPPED:
+                trainee, state = roll_back(prepared, state, out, trainee.model.device, writer, ranks)
+                saved_step = state.step
     result = _result(out, prepared, state, last or tired)
     progress.finish(result)
     return result

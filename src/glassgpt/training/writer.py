@@ -62,7 +62,7 @@ class RunWriter:
             DTYPES[settings.dtype],
             ranks=self._ranks,
         )
-        state = state.after_evaluation(val_loss)
+        state = state.after_evaluation(val_loss, regular=prepared.is_due(state.step))
         if not self._writes:
             return state
         # first the log, whose last lines a resume drops if the checkpoint was never written
