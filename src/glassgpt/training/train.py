@@ -110,7 +110,8 @@ def train(
         request.checked(where)
         if resume and not out.is_dir():
             raise FileNotFoundError(f"{out} holds no run to resume: there is no such directory")
-        ranks.compare(record_of(request, where, resume=resume, overwrite=overwrite, change=change))
+        if ranks.world_size > 1:
+            ranks.compare(record_of(request, where, resume=resume, overwrite=overwrite, change=change))
         ready = functools.partial(_ready, out, request, resume, overwrite, change, threads, where)
         return _take_part(out, ranks, where, progress or Progress(), ready)
 
