@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from glassgpt import toml_file
@@ -18,6 +18,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 VALUES = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS
 
 
+@example('\x7f\x00\x1f"\\\n\u2028')
 @given(VALUES | st.lists(TEXTS) | st.lists(st.integers(-5, 5)).map(tuple))
 def test_what_is_written_is_read_back(value: Any) -> None:
     found = tomllib.loads(f"key = {toml_value(value)}\n")["key"]

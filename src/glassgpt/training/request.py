@@ -13,6 +13,7 @@ import torch
 
 from glassgpt.checkpoint import load_model
 from glassgpt.config import WEIGHTS_LEAVE_OPEN, GPTConfig, preset
+from glassgpt.data.sources import sources_of
 from glassgpt.data.vocabulary import TOKENIZERS, check_tokenizer
 from glassgpt.device import check_dtype
 from glassgpt.model import GPTModel
@@ -71,11 +72,11 @@ class Request:
 
     @property
     def tokenizer_name(self) -> str | None:
-        """Of one of `TOKENIZERS`; None for another, and for that of weights."""
+        """Of one of `TOKENIZERS`; None for another, and for that of weights or of datasets."""
         if self.like is not None:
             return self.like.tokenizer
         if self.tokenizer is None and self.model is None:
-            return "bpe"
+            return None if sources_of(self.texts) else "bpe"
         return self.tokenizer if isinstance(self.tokenizer, str) and self.tokenizer in TOKENIZERS else None
 
     def fields(self) -> list[str]:

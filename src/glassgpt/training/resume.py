@@ -61,8 +61,7 @@ def reopen(
     now = sources_of(request.texts) if read_sources(out) is not None else None  # datasets may have moved there
     if differences := _differences(request, record, tokenizer, change, now is not None):
         raise _refusal(out, differences)
-    changeable = _CHANGEABLE | (_ON_DEMAND if change else frozenset())
-    changed = {name: value for name, value in _asked(request).items() if name in changeable}
+    changed = _asked(request)
     steps = changed.get("steps")
     settings = dataclasses.replace(before if steps is None else before.prolonged(steps), **changed)
     taken = max((int(path.name.removeprefix("step-")) for path in checkpoints(out)), default=0)

@@ -181,7 +181,8 @@ def _top_lines(request: Request, prepared: Prepared, out: Path) -> list[str]:
     elif request.tokenizer is not None or (request.model is not None and not isinstance(request.model, str | Path)):
         lines.append('tokenizer = "."  # one in memory, which this directory now holds')
     elif request.model is None:
-        lines.append('tokenizer = "bpe"  # default')
+        of_text = request.tokenizer_name is not None
+        lines.append('tokenizer = "bpe"  # default' if of_text else "# tokenizer: of the datasets")
     if isinstance(request.shape, str):
         lines.append(f"# shape = {toml_value(request.shape)}")
     if prepared.settings.steps is not None and request.settings.get("steps") is None:
