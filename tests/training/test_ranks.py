@@ -165,9 +165,28 @@ def test_alone_nothing_is_summed() -> None:
     assert (ALONE.first, ALONE.any(True), ALONE.any(False), ALONE.sum([1.5, 2])) == (True, True, False, [1.5, 2])
 
 
-<<<<<<< HEAD
-def test_the_code_has_a_digest() -> None:
-    assert code_digest() == code_digest() != ""
+def test_the_record_tells_texts_settings_and_code_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(text: str, **settings: Any) -> dict[str, object]:
+        return record_of(Request([text], None, {}, None, None, None, settings), torch.device("cpu"), resume=False)
+
+    assert record("a.txt", seed=1) == record("a.txt", seed=1)
+    assert record("a.txt", seed=1) != record("b.txt", seed=1)
+    assert record("a.txt", seed=1) != record("a.txt", seed=2)
+    before = record("a.txt")
+    monkeypatch.setattr("glassgpt.training.follow.code_digest", lambda: "another version")
+    assert {key for key, value in record("a.txt").items() if value != before[key]} == {"code"}
+
+
+def test_only_the_torchrun_that_began_a_run_goes_on_with_it(tmp_path: Path, alone: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(alone, run)
+    assert not is_own(run, ["a", "b"])
+    path = run / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"agents": ["b", ""]}), encoding="utf-8")
+    assert is_own(run, ["b", "c"])
+    assert not is_own(run, ["a", "b"])  # the first is this process's own
+    assert not is_own(run, ["", "b"])  # started by hand
+    assert not is_own(tmp_path, ["b"])
 
 
 # Steps 22 to 39 have no target, and so no loss that is finite, until the rate has been lowered.
@@ -200,27 +219,3 @@ def test_ranks_go_back_together(tmp_path: Path, text: Path) -> None:
         assert "back to step 20, with 0.5 of the learning rate" in " ".join((done.stdout + done.stderr).split())
     assert_same_losses(tmp_path / "run-1", tmp_path / "run-2")
     assert [step for kind, step in losses(tmp_path / "run-2") if kind == "step"] == list(range(50))
-=======
-def test_the_record_tells_texts_settings_and_code_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    def record(text: str, **settings: Any) -> dict[str, object]:
-        return record_of(Request([text], None, {}, None, None, None, settings), torch.device("cpu"), resume=False)
-
-    assert record("a.txt", seed=1) == record("a.txt", seed=1)
-    assert record("a.txt", seed=1) != record("b.txt", seed=1)
-    assert record("a.txt", seed=1) != record("a.txt", seed=2)
-    before = record("a.txt")
-    monkeypatch.setattr("glassgpt.training.follow.code_digest", lambda: "another version")
-    assert {key for key, value in record("a.txt").items() if value != before[key]} == {"code"}
-
-
-def test_only_the_torchrun_that_began_a_run_goes_on_with_it(tmp_path: Path, alone: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(alone, run)
-    assert not is_own(run, ["a", "b"])
-    path = run / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"agents": ["b", ""]}), encoding="utf-8")
-    assert is_own(run, ["b", "c"])
-    assert not is_own(run, ["a", "b"])  # the first is this process's own
-    assert not is_own(run, ["", "b"])  # started by hand
-    assert not is_own(tmp_path, ["b"])
->>>>>>> ranks
