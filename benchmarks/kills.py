@@ -4,7 +4,7 @@
 
 Small runs are begun, killed with SIGKILL, resumed, in a third of the cases killed again, and brought to their end. That
 end is compared with the undisturbed run's: weights, optimizer and state of the newest checkpoint, the model at the top,
-the prepared data, all byte for byte, and every record of the log but for the clock's. Half of the kills come by the
+the prepared data, all byte for byte, and each record of the log but for what is measured. Half the kills come by the
 clock, at any time from the start to the end. The others come right before one of the process's changes to the file
 system, where a kill could leave something half done. Prints a line for each recipe, and one for each end that differs,
 whose files then stay; exit code 1 if there is one. Needs a system that forks.
@@ -58,7 +58,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 PREPARED = "prepared by two processes"
 CHANGES = {f"os.{name}" for name in ("rename", "remove", "rmdir", "mkdir", "link", "chmod", "truncate")}
 MEMORY = Path("/dev/shm")
-CLOCK = ("tokens_per_second", "time", "seconds")
+MEASURED = ("tokens_per_second", "time", "seconds", "memory_bytes")
 
 
 def main() -> int:
@@ -199,7 +199,7 @@ def end(folder: Path) -> dict[str, str]:
     run = folder / "run"
     checkpoint, _ = newest_checkpoint(run)
     files = [*checkpoint.rglob("*"), *(run / name for name in MODEL_FILES), *visible(folder / "data")]
-    log = [{key: value for key, value in record.items() if key not in CLOCK} for record in read_log(run)]
+    log = [{key: value for key, value in record.items() if key not in MEASURED} for record in read_log(run)]
     contents = {str(path.relative_to(folder)): path.read_bytes() for path in files if path.is_file()}
     return {name: hashlib.sha256(data).hexdigest() for name, data in (contents | {"log": repr(log).encode()}).items()}
 
