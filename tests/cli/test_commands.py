@@ -27,8 +27,8 @@ from glassgpt.cli import main
 from glassgpt.cli import parser as _parser
 
 COMMANDS = (
-    "demo", "train", "compare", "sweep", "generate", "chat", "evaluate", "explain", "bench", "download", "import",
-    "export", "quantize",
+    "demo", "train", "prepare", "compare", "sweep", "generate", "chat", "evaluate", "explain", "bench", "download",
+    "import", "export", "quantize",
 )  # fmt: skip
 SOURCE = Path(glassgpt.__file__).parents[1]
 SHAPE: dict[str, Any] = dict(vocab_size=257, context_length=16, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.0)
@@ -437,7 +437,9 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert len(process.stdout.read(5)) == 5
     process.stdout.close()
     assert process.stderr is not None
-    assert process.stderr.read() == b""
+    # one call of the decoder may go past the context, which is said, before the reader has left
+    lines = process.stderr.read().splitlines()
+    assert all(b"--overflow shift" in line for line in lines) and len(lines) <= 1
     process.stderr.close()
     assert process.wait(timeout=60) == 0
 

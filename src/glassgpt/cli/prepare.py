@@ -42,7 +42,8 @@ def add_commands(commands: Any) -> None:
         "--part",
         type=_share,
         metavar="I/N",
-        help="encode share I of N, from 1 on, on one of N machines; the command without it then joins them",
+        help="encode share I of N, from 1 on, on one of N machines; the command without it then joins them "
+        "(default: all of it)",
     )
     add_fields(prepare, PrepareSettings)
 
