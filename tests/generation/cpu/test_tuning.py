@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from glassgpt import GPTModel, Tokenizer, complete, load_decoder, save_model
+from glassgpt.generation.cpu import decoder as decoder_module
 from glassgpt.generation.cpu import load as load_module
 from glassgpt.generation.cpu import tuning as module
 from glassgpt.generation.cpu.decoder import CPUDecoder
@@ -155,7 +156,7 @@ def test_the_number_that_was_asked_for_is_kept(clockwork: Callable[..., Clockwor
 def test_scores_are_the_same_bits_while_it_tries(
     tiny_model: Make, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glassgpt.generation.cpu.decoder.ALONE", 0)
+    monkeypatch.setattr(decoder_module, "ALONE", 0)
     model = tiny_model(context_length=64)
     packed, ids = pack_model(model, precision), np.random.default_rng(0).integers(0, 97, 60).tolist()
     alone, several = CPUDecoder(packed), CPUDecoder(packed, threads=4)
@@ -174,7 +175,7 @@ def saved(tiny_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("glassgpt.cores.available_cores", lambda: 4)
-    monkeypatch.setattr("glassgpt.generation.cpu.decoder.ALONE", 0)
+    monkeypatch.setattr(decoder_module, "ALONE", 0)
     be_quiet(monkeypatch)
     save_model(tiny_model(vocab_size=257, context_length=64), Tokenizer.bytes_(), tmp_path / "model")
     return tmp_path / "model"
@@ -235,7 +236,7 @@ def test_a_text_in_calls_of_several_steps_is_the_same_while_it_tries(
     tiny_model: Make, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the calls are short meanwhile, so that one text is enough."""
-    monkeypatch.setattr("glassgpt.generation.cpu.decoder.ALONE", 0)
+    monkeypatch.setattr(decoder_module, "ALONE", 0)
     be_quiet(monkeypatch)
     packed = pack_model(tiny_model(vocab_size=257, context_length=120))
     texts, lengths = [], []

@@ -62,7 +62,7 @@ def test_a_quantised_directory_holds_what_rounding_gives(saved: Path, quantized:
 def test_loading_takes_little_memory_beside_the_weights(
     saved: Path, quantized: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The largest matrix, whole, has 5 MB in float32 and 1.3 in bytes."""
+    """The largest matrix, whole, has 5 MB in float32; two threads have a piece each, of about a megabyte."""
     monkeypatch.setattr(module, "read_json", lambda path: read_json(path, 2**16))  # it takes as much as it may read
     path, precision = (quantized, None) if name == "quantized" else (saved, name)
     load(path, precision)  # compiled
@@ -72,4 +72,4 @@ def test_loading_takes_little_memory_beside_the_weights(
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak - packed.n_bytes < 1_000_000
+    assert peak - packed.n_bytes < 2_500_000
