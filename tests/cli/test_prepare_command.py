@@ -34,7 +34,7 @@ def test_the_shares_of_an_array_of_jobs(tmp_path: Path, text: Path, capsys: pyte
     command = ["prepare", str(text), "--out", str(tmp_path / "out"), "--tokenizer", "byte", "--processes", "1"]
     command += ["--part-bytes", "8192"]
     for part in ("1/2", "2/2"):
-        assert cli.main([*command, "--part", part]) == 0
+        assert cli.main([*command, "--share", part]) == 0
         assert f"share {part[0]} of 2 is encoded" in capsys.readouterr().err
     assert cli.main(command) == 0
     assert "next: glassgpt train" in capsys.readouterr().out
@@ -43,7 +43,7 @@ def test_the_shares_of_an_array_of_jobs(tmp_path: Path, text: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--part", "0/2"], "share 0/2 must be one of 1/2 to 2/2"),
+        (["--share", "0/2"], "share 0/2 must be one of 1/2 to 2/2"),
         (["--vocab-size", "20"], "vocab_size 20 must be"),
         (["--tokenizer", "runes"], "tokenizer 'runes' must be one of bpe, gpt2, char, byte"),
     ],
@@ -59,5 +59,5 @@ def test_misuse_is_one_line(
 
 def test_a_part_that_is_none(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cli.main(["prepare", str(text), "--out", str(tmp_path / "out"), "--part", "first"])
+        cli.main(["prepare", str(text), "--out", str(tmp_path / "out"), "--share", "first"])
     assert "'first' must be I/N, such as 1/8" in capsys.readouterr().err

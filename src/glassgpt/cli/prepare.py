@@ -36,10 +36,10 @@ def add_commands(commands: Any) -> None:
         "--processes",
         type=whole,
         metavar="N",
-        help="processes that encode; the result is the same (default: one a core)",
+        help="processes that encode; the result is the same (default: one for each core)",
     )
     prepare.add_argument(
-        "--part",
+        "--share",
         type=_share,
         metavar="I/N",
         help="encode share I of N, from 1 on, on one of N machines; the command without it then joins them "
@@ -66,7 +66,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
             tokenizer=arguments.tokenizer,
             text_fields=arguments.text_field,
             processes=arguments.processes,
-            share=arguments.part,
+            share=arguments.share,
             progress=progress,
             **settings,
         )

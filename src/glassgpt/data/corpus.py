@@ -187,20 +187,30 @@ def _tell_of_folder(
     message: Callable[[str], None],
 ) -> None:
     """Say what was found in a folder, and warn of what was left out; `ValueError` where nothing was found."""
-    if models:
-        _log.warning("%s", one_line(f"{folder}: left out {len(models)} directories of models; the first: {models[0]}"))
-    if len(skipped) == len(files):
-        first = f" (the first: {skipped[0]})" if skipped else ""
-        raise ValueError(f"{folder}: no UTF-8 text among the {len(files)} files of this folder{first}")
-    if skipped:
-        counts = f"left out {len(skipped)} of {len(files)} files that are not UTF-8 text"
-        kinds = counted(Counter(error.kind for error in skipped))
-        _log.warning("%s", one_line(f"{folder}: {counts} ({kinds}); the first: {skipped[0]}"))
+    tell_of_models(folder, models)
+    tell_of_skipped(folder, len(files), skipped)
     if any(text.note for text in texts):
         kinds = counted(Counter(text.kind for text in texts))
         places = sum((text.places for text in texts), Counter[str]())
         records = f"; {documents_from(places, sum(text.empty for text in texts))}" if places else ""
         message(f"{folder}: {len(texts):,} file{'s' * (len(texts) != 1)}: {kinds}{records}")
+
+
+def tell_of_models(folder: object, models: Sequence[Path]) -> None:
+    """Warn of the directories in a folder that hold models, and so no texts."""
+    if models:
+        _log.warning("%s", one_line(f"{folder}: left out {len(models)} directories of models; the first: {models[0]}"))
+
+
+def tell_of_skipped(folder: object, n_files: int, skipped: Sequence[NotTextError]) -> None:
+    """Warn of what a folder has that is no text; `ValueError` where that is all of it."""
+    if len(skipped) == n_files:
+        first = f" (the first: {skipped[0]})" if skipped else ""
+        raise ValueError(f"{folder}: no UTF-8 text among the {n_files} files of this folder{first}")
+    if skipped:
+        counts = f"left out {len(skipped)} of {n_files} files that are not UTF-8 text"
+        kinds = counted(Counter(error.kind for error in skipped))
+        _log.warning("%s", one_line(f"{folder}: {counts} ({kinds}); the first: {skipped[0]}"))
 
 
 def counted(kinds: Counter[str]) -> str:

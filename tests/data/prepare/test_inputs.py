@@ -132,3 +132,10 @@ def test_unknown_protocols_and_missing_packages(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "fsspec.core", None)
     with pytest.raises(ImportError, match=r"need the extra: pip install 'glassgpt\[remote\]'"):
         list_inputs(["s3://bucket/a"])
+
+
+def test_a_url_whose_size_nobody_tells_is_refused(monkeypatch: pytest.MonkeyPatch, memory: Any) -> None:
+    memory.pipe("/bucket/a.txt", b"text")
+    monkeypatch.setattr(type(memory), "info", lambda self, path, **_: {"name": path, "size": None, "type": "file"})
+    with pytest.raises(ValueError, match="memory://bucket/a.txt: its server does not tell its size: download it first"):
+        list_inputs(["memory://bucket/a.txt"])

@@ -261,7 +261,7 @@ def test_other_settings_or_inputs_are_refused(
     else:
         stopped(source, tmp_path / "out", monkeypatch, "_left_to_do")
     options = {"tokenizer": "byte", "processes": 1, **SMALL, **change(source)}
-    with pytest.raises(ValueError, match=f"was begun differently: .*{message}.* Say it as before") as caught:
+    with pytest.raises(ValueError, match=f"was begun differently: .*{message}.* Ask for the same as before") as caught:
         prepare([source], tmp_path / "out", **options)
     assert "\n" not in str(caught.value)
 
@@ -498,3 +498,28 @@ def test_a_bpe_is_trained_on_the_training_part_and_a_large_text_is_sampled(
 
 def test_the_keywords_are_the_settings() -> None:
     assert PrepareKeywords.__annotations__.keys() == PrepareSettings.rules().keys()
+
+
+def test_fields_of_texts_without_records_are_refused_as_in_train(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a text", encoding="utf-8")
+    with pytest.raises(ValueError, match="text fields body: none of the files has records"):
+        prepare([tmp_path / "a.txt"], tmp_path / "out", tokenizer="byte", text_fields="body")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on open files")
+def test_many_parts_are_not_open_at_once(tmp_path: Path) -> None:
+    import resource
+
+    source = random.Random(5)
+    text = "\n".join(sentence(source) for _ in range(4500))
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    assert len(text) > 60 * SMALL["part_bytes"]
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free
+    os.close(held)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held + 40, before[1]))
+        prepare([tmp_path / "a.txt"], tmp_path / "out", tokenizer="byte", processes=1, **SMALL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

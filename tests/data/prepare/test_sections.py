@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,3 +153,17 @@ def test_a_line_that_begins_where_a_span_does_is_its_own(tmp_path: Path, size: i
     assert {len(line) + 1 for line in lines} == {20}
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="")
     assert texts(read([tmp_path / "a.jsonl"], size)) == [f"line {n:02}" for n in range(12)]
+
+
+def test_what_is_before_a_hole_ends_its_document(tmp_path: Path) -> None:
+    """What comes next is another text, be it of the next file."""
+    (tmp_path / "a.txt").write_bytes(b"good line\n" * 20 + BAD + b"good line\n" * 20 + b"\xff" * 100)
+    (tmp_path / "b.txt").write_bytes(b"\xff" * 100 + b"\n" + b"good line\n" * 20)
+    files = list_inputs([tmp_path / "a.txt", tmp_path / "b.txt"])
+    reader = Reader(files, (), 64, skip=True)
+    for number, file in enumerate(files):
+        found = list(reader.sections(Span(number, 0, file.size, file.size)))
+        holes = [k for k, section in enumerate(found) if section.ends_document]
+        assert len(holes) > 1 and found[-1].ends_document
+        for one, other in itertools.pairwise(found):
+            assert one.ends_document == (one.at + one.n_bytes != other.at)

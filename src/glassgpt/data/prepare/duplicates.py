@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from glassgpt.data.prepare.fingerprints import BANDS, is_validation
 from glassgpt.data.prepare.parts import COMPARABLE, Part
-from glassgpt.data.shards import forget_pages
 
 SIMILAR = 0.8
 """Estimated share of shingles in common from which on two sections count as similar."""
@@ -66,7 +65,6 @@ class _Finder:
     def __init__(self, parts: Sequence[Part], validation: float, result: Duplicates) -> None:
         self._parts, self._result = parts, result
         self._first = np.cumsum([0, *(part.n_sections for part in parts)])
-        self._bands = [part.bands() if part.n_sections else None for part in parts]
         self._comparable, self._validation = np.zeros(self._first[-1], bool), np.zeros(self._first[-1], bool)
         for table, ids in self._tables():
             self._comparable[ids] = table["flags"] & COMPARABLE
@@ -132,10 +130,8 @@ class _Finder:
         result = np.empty((len(ids), BANDS), "<u8")
         owners = np.searchsorted(self._first, ids, side="right") - 1
         for owner in np.unique(owners).tolist():
-            mine, bands = owners == owner, self._bands[owner]
-            assert bands is not None
-            result[mine] = bands[:, ids[mine] - self._first[owner]].T
-            forget_pages(bands)
+            mine = owners == owner
+            result[mine] = self._parts[owner].bands()[:, ids[mine] - self._first[owner]].T
         return result.view("<u2")
 
     def _show(self, later: Ids, earlier: Ids, word: str) -> None:

@@ -7,14 +7,13 @@ import importlib
 import io
 import logging
 import stat
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glassgpt.data.columnar import row_groups
-from glassgpt.data.corpus import counted, files_in
+from glassgpt.data.corpus import files_at, tell_of_models, tell_of_skipped
 from glassgpt.data.kinds import NotTextError
 from glassgpt.data.records import RecordError
 from glassgpt.data.text_file import RECORD_KINDS, file_kind
@@ -76,13 +75,7 @@ def list_inputs(paths: Sequence[str | Path]) -> list[InputFile]:
                 if not is_folder:
                     raise
                 skipped.append(error)
-        if len(skipped) == len(names):
-            first = f" (the first: {skipped[0]})" if skipped else ""
-            raise ValueError(f"{path}: no UTF-8 text among the {len(names)} files of this folder{first}")
-        if skipped:
-            counts = f"left out {len(skipped)} of {len(names)} files that are not UTF-8 text"
-            kinds = counted(Counter(error.kind for error in skipped))
-            _log.warning("%s", one_line(f"{path}: {counts} ({kinds}); the first: {skipped[0]}"))
+        tell_of_skipped(path, len(names), skipped)
     return list(found.values())
 
 
@@ -165,16 +158,9 @@ def _names(path: str) -> tuple[list[str], bool]:
         else:
             raise ValueError(f"{path}: no such file")
         return sorted(str(filesystem.unstrip_protocol(name)) for name in names), True
-    local = Path(path)
-    if local.is_dir():
-        names, models = files_in(local)
-        if models:
-            text = f"{path}: left out {len(models)} directories of models; the first: {models[0]}"
-            _log.warning("%s", one_line(text))
-        return list(map(str, names)), True
-    if not local.is_file():
-        raise ValueError(f"{path}: {'neither a file nor a folder' if local.exists() else 'no such file'}")
-    return [path], False
+    names, models = files_at(Path(path))
+    tell_of_models(path, models)
+    return list(map(str, names)), Path(path).is_dir()
 
 
 def _is_hidden(name: str, folder: str) -> bool:
@@ -198,7 +184,9 @@ def _input_file(name: str) -> InputFile:
 def _size_and_stamp(name: str) -> tuple[int, str]:
     if is_url(name):
         filesystem, path = _filesystem(name)
-        return int(filesystem.info(path)["size"] or 0), str(filesystem.ukey(path))
+        if (size := filesystem.info(path)["size"]) is None:
+            raise ValueError(f"{name}: its server does not tell its size: download it first")
+        return int(size), str(filesystem.ukey(path))
     status = Path(name).stat()
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{name}: not a regular file")

@@ -38,9 +38,9 @@ SECTION = np.dtype(
 
 MOST_SECTIONS = 100_000
 """Of a part, whose table is in memory."""
-_BATCH_BYTES = 1 << 18  # encoded at once: an encoder needs several hundred bytes for each token
+_BATCH_BYTES = 1 << 18  # encoded, hashed and written together
 _PIECE_BYTES = 1 << 16
-NAME = re.compile(r"(\d{6})-(\d{4})")
+NAME = re.compile(r"(\d{6,})-(\d{4,})")
 """Task and number in it."""
 _TOKENS, _SECTIONS, _SIGNATURES, _ABOUT = "tokens", "sections", "signatures", "part.json"
 
@@ -138,7 +138,7 @@ def _write(folder: Path, sections: Iterator[Section], tokenizer: Tokenizer) -> n
     dtype = dtype_for(tokenizer.n_vocab)
     tables, bands = [np.zeros(0, SECTION)], [np.zeros((0, BANDS), np.uint64)]
     with (folder / _TOKENS).open("wb") as file:
-        for batch in _batches(sections):
+        for batch in batches(sections):
             encoded, table, found = _encoded(batch, tokenizer)
             if len(encoded) and not encoded.max() < tokenizer.n_vocab:
                 raise ValueError(
@@ -154,7 +154,8 @@ def _write(folder: Path, sections: Iterator[Section], tokenizer: Tokenizer) -> n
     return table
 
 
-def _batches(sections: Iterator[Section]) -> Iterator[list[Section]]:
+def batches(sections: Iterator[Section]) -> Iterator[list[Section]]:
+    """Some at a time, of about `_BATCH_BYTES` together."""
     batch: list[Section] = []
     size = 0
     for section in sections:

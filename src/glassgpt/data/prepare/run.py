@@ -14,7 +14,7 @@ import filelock
 from glassgpt.cores import available_cores
 from glassgpt.data.dataset import INDEX, SPLITS, open_dataset, read_index
 from glassgpt.data.prepare.duplicates import find_duplicates
-from glassgpt.data.prepare.inputs import is_url, list_inputs, tasks_of
+from glassgpt.data.prepare.inputs import PLAIN, is_url, list_inputs, tasks_of
 from glassgpt.data.prepare.join import join
 from glassgpt.data.prepare.parts import NAME, Part, delete_part
 from glassgpt.data.prepare.plan import Asked, Plan
@@ -128,7 +128,10 @@ def _asked(
         raise ValueError(f"vocab_size {checked.vocab_size}: only a BPE that is trained has a size to choose")
     fields = [text_fields] if isinstance(text_fields, str) else list(text_fields)
     name = known.fingerprint if known is not None else str(tokenizer or "bpe")
-    return Asked(list_inputs(inputs), checked, fields, name)
+    files = list_inputs(inputs)
+    if fields and all(file.kind == PLAIN for file in files):
+        raise ValueError(f"text fields {', '.join(fields)}: none of the files has records, so there are no fields")
+    return Asked(files, checked, fields, name)
 
 
 @contextlib.contextmanager
@@ -154,7 +157,7 @@ def _locked(out: Path, share: tuple[int, int] | None) -> Iterator[None]:
 
 def _finished_before(out: Path, asked: Asked, report: Report) -> PrepareResult:
     index = read_index(out)
-    before = Asked.from_dict(index["asked"] | {"settings": index["asked"]["settings"]})
+    before = Asked.from_dict(index["asked"])
     _refuse_differences(out, before, asked)
     open_dataset(out)  # headers and sizes
     _clear(out)
@@ -165,7 +168,8 @@ def _finished_before(out: Path, asked: Asked, report: Report) -> PrepareResult:
 def _refuse_differences(out: Path, before: Asked, now: Asked) -> None:
     if differences := before.differences(now):
         raise ValueError(
-            f"{out} was begun differently: {'; '.join(differences)}. Say it as before, or choose another directory"
+            f"{out} was begun differently: {'; '.join(differences)}. Ask for the same as before, or choose another "
+            "directory"
         )
 
 

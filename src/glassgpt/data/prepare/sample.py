@@ -8,12 +8,11 @@ from typing import Protocol
 from glassgpt.data import vocabulary
 from glassgpt.data.prepare.fingerprints import Joined, digests, is_validation
 from glassgpt.data.prepare.inputs import InputFile, Span
+from glassgpt.data.prepare.parts import batches
 from glassgpt.data.prepare.sections import Reader, Section
 from glassgpt.data.prepare.settings import PrepareSettings
 from glassgpt.data.vocabulary import trained_bpe, vocabulary_size
 from glassgpt.tokenizer import Tokenizer
-
-_GROUP = 64
 
 
 class Report(Protocol):
@@ -92,16 +91,7 @@ class _Sample:
     def training(self, sections: Iterator[Section]) -> Iterator[str]:
         """The texts of those sections that will be for training."""
         assert self._settings.validation is not None
-        group: list[str] = []
-        for section in sections:
-            group.append(section.text)
-            if len(group) == _GROUP:
-                yield from _training(group, self._settings.validation)
-                group = []
-        yield from _training(group, self._settings.validation)
-
-
-def _training(texts: list[str], validation: float) -> Iterator[str]:
-    if texts:
-        rest = digests(Joined([text.encode("utf-8") for text in texts]))[:, 1]
-        yield from (text for text, out in zip(texts, is_validation(rest, validation), strict=True) if not out)
+        for batch in batches(sections):
+            rest = digests(Joined([section.text.encode("utf-8") for section in batch]))[:, 1]
+            out = is_validation(rest, self._settings.validation)
+            yield from (section.text for section, skip in zip(batch, out, strict=True) if not skip)

@@ -76,11 +76,12 @@ class Reader:
         base, stop = max(0, span.start - self.section_bytes), None if file.packing else span.stop
         if base:
             stream.seek(base)
+        before = None  # the section before: it ends its document where the next one is left out
         for at, data, last in cut_sections(stream.read, base, span.start, stop, self.section_bytes):
             if not at and data.startswith(codecs.BOM_UTF8):
                 data = data.removeprefix(codecs.BOM_UTF8)
             try:
-                yield Section(data.decode("utf-8"), len(data), last, at)
+                section = Section(data.decode("utf-8"), len(data), last, at)
             except UnicodeDecodeError as error:
                 bad = f"byte 0x{data[error.start]:02x} at offset {at + error.start}"
                 self._refuse(
@@ -89,6 +90,15 @@ class Reader:
                         f"e.g. iconv -f WINDOWS-1252 -t UTF-8 '{file.name}' > text.txt"
                     )
                 )
+                section = before._replace(ends_document=True) if before else Section("", 0, True, at)
+                before = None
+                yield section
+                continue
+            if before:
+                yield before
+            before = section
+        if before:
+            yield before
 
     def _records(self, file: InputFile, stream: Any, span: Span) -> Generator[Section, None, None]:
         noun, at = noun_of(file.kind), 1

@@ -1,6 +1,6 @@
-"""Encodes tasks of a plan into parts: here, or as a process of its own that `run` starts.
+"""Encodes tasks of a plan into parts: here, or as a process of its own that `team` starts.
 
-    python -m glassgpt.data.prepare.worker DIR
+    python -m glassgpt.data.prepare.worker DIR ON_ERROR
 
 reads numbers of tasks from standard input, one a line, and writes a line of JSON for whatever happens.
 """
