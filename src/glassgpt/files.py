@@ -96,6 +96,15 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+def read_bounded(path: Path, max_bytes: int, what: str) -> bytes:
+    """The content of a file, without a byte order mark; `ValueError` where it is larger than `what` may be."""
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"{path}: larger than the {max_bytes} bytes allowed for {what}")
+    return content.removeprefix(b"\xef\xbb\xbf")  # Windows editors put this mark before UTF-8
+
+
 def sync_tree(path: Path) -> None:
     """Flush a file, or a directory and all that is in it, to the disk."""
     for file in [path, *(path.rglob("*") if path.is_dir() else ())]:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from glassgpt.files import read_bounded
+
 MAX_JSON_BYTES = 8 * 2**20
 """Default size limit: three times GPT-2's `tokenizer.json`."""
 
@@ -18,13 +20,9 @@ def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, An
     nests deeper than `MAX_JSON_DEPTH`, or holds something other than an object; `OSError` when it cannot be
     read.
     """
-    path = Path(path)
-    with path.open("rb") as file:
-        text = file.read(max_bytes + 1)
-    if len(text) > max_bytes:
-        raise ValueError(f"{path}: larger than the {max_bytes} bytes allowed for this JSON file")
+    text = read_bounded(Path(path), max_bytes, "this JSON file")
     try:
-        return parse_json(text.removeprefix(b"\xef\xbb\xbf"))  # Windows editors put this mark before UTF-8
+        return parse_json(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

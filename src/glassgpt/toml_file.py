@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from glassgpt.files import read_bounded
+
 MAX_TOML_BYTES = 2**20
 
 
@@ -18,13 +20,9 @@ def read_toml(path: str | Path) -> tuple[dict[str, Any], str]:
     Raises `ValueError` (one line, naming the file) for one that is larger than `MAX_TOML_BYTES`, not UTF-8 or not TOML;
     `OSError` where it cannot be read.
     """
-    path = Path(path)
-    with path.open("rb") as file:
-        data = file.read(MAX_TOML_BYTES + 1)
-    if len(data) > MAX_TOML_BYTES:
-        raise ValueError(f"{path}: larger than the {MAX_TOML_BYTES} bytes allowed for a TOML file")
+    data = read_bounded(Path(path), MAX_TOML_BYTES, "a TOML file")
     try:
-        text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8").replace("\r\n", "\n")
+        text = data.decode("utf-8").replace("\r\n", "\n")
         return tomllib.loads(text), text
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (byte {data[error.start]:#04x} at offset {error.start})") from None

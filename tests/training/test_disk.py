@@ -2,7 +2,6 @@
 
 import errno
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +14,6 @@ from glassgpt import train
 from glassgpt.files import replacing
 from glassgpt.training.progress import Progress
 from glassgpt.training.state import newest_checkpoint
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    words = random.Random(0)
-    path = tmp_path / "text.txt"
-    path.write_text(" ".join(words.choice(["cat", "dog", "sat", "on", "the", "mat"]) for _ in range(3000)))
-    return path
 
 
 @pytest.mark.slow

@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import math
-import random
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_train import CONFIG, SETTINGS, StopAt, assert_same_run
@@ -18,19 +19,13 @@ from glassgpt.training import train as train_module
 from glassgpt.training.guard import BACK_OFF, LEAST, UNGUARDED, WINDOW, Guard
 from glassgpt.training.log import read_log
 from glassgpt.training.progress import Progress
+from glassgpt.training.ranks import ALONE
 from glassgpt.training.records import RunState, TrainingFailedError
+from glassgpt.training.rollback import roll_back
 from glassgpt.training.settings import Settings
 from glassgpt.training.state import checkpoints, newest_checkpoint, step_of
 
 SPIKES = Settings(spike_loss=2, spike_norm=10)
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    words = random.Random(0)
-    path = tmp_path / "text.txt"
-    path.write_text(" ".join(words.choice(["cat", "dog", "sat", "on", "the", "mat"]) for _ in range(3000)))
-    return path
 
 
 def after(guard: Guard, *steps: tuple[float, float], settings: Settings = SPIKES) -> Guard:
@@ -222,3 +217,12 @@ def test_a_run_without_a_guard_in_its_state_goes_back_to_its_newest_checkpoint(
     heard = Heard()
     assert train(out=out, resume=True, progress=heard).finished
     assert any("back to step 10" in line for line in heard.messages)
+
+
+def test_a_resume_may_allow_fewer_rollbacks_than_there_were() -> None:
+    state = RunState()
+    state = dataclasses.replace(state, guard=dataclasses.replace(state.guard, rollbacks=2))
+    prepared: Any = types.SimpleNamespace(settings=Settings(rollbacks=1))
+    writer: Any = None
+    with pytest.raises(TrainingFailedError, match="after 2 rollbacks"):
+        roll_back(prepared, state, Path("run"), torch.device("cpu"), writer, ALONE)

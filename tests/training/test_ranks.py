@@ -20,7 +20,7 @@ import torch
 from glassgpt import train
 from glassgpt.training.follow import is_own, record_of
 from glassgpt.training.log import read_log
-from glassgpt.training.ranks import ALONE, _buckets
+from glassgpt.training.ranks import ALONE, _agent, _buckets
 from glassgpt.training.request import Request
 from glassgpt.training.state import newest_checkpoint
 
@@ -219,3 +219,11 @@ def test_ranks_go_back_together(tmp_path: Path, text: Path) -> None:
         assert "back to step 20, with 0.5 of the learning rate" in " ".join((done.stdout + done.stderr).split())
     assert_same_losses(tmp_path / "run-1", tmp_path / "run-2")
     assert [step for kind, step in losses(tmp_path / "run-2") if kind == "step"] == list(range(50))
+
+
+def test_each_run_of_a_torchrun_has_an_agent_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A script that trains twice has not been restarted."""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "attempt_0" / "0" / "error.json"))
+    assert _agent(0) == _agent(0) != _agent(1)
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE")
+    assert _agent(0) == ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ from glassgpt import GPTConfig, train
 from glassgpt.training import plan, resume
 from glassgpt.training.measure import Speed, further_steps
 from glassgpt.training.progress import Progress
+from glassgpt.training.request import Request
 from glassgpt.training.resume import resume_report
 from glassgpt.training.run_directory import RUN_FILE
 from glassgpt.training.settings import Settings
@@ -22,14 +22,6 @@ from glassgpt.training.state import newest_checkpoint
 
 CONFIG = GPTConfig(vocab_size=300, context_length=16, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.2)
 SETTINGS = dict(steps=20, batch_size=4, eval_every=5, eval_batches=2, sample_tokens=0, dtype="float32")
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    words = random.Random(0)
-    path = tmp_path / "text.txt"
-    path.write_text(" ".join(words.choice(["cat", "dog", "sat", "on", "the", "mat"]) for _ in range(3000)))
-    return path
 
 
 class Heard(Progress):
@@ -205,3 +197,27 @@ def test_further_steps_count_evaluations(seconds: float, steps: int) -> None:
     """Ten batches of half a second each and a fifth of a second of saving, every eleven steps."""
     settings = Settings(eval_every=11, eval_batches=10, patience=0).resolved(100)
     assert further_steps(seconds, Speed(1.0, 0.5), settings, 0) == pytest.approx(steps, abs=4)
+
+
+def test_early_evaluations_that_no_longer_fit_are_gone_for_all_who_read_the_run(tmp_path: Path, text: Path) -> None:
+    """The other ranks know of a resume what `run.json` says."""
+    out = tmp_path / "run"
+    train([text], out, shape=CONFIG, tokenizer="char", **SETTINGS)
+    record = json.loads((out / RUN_FILE).read_text(encoding="utf-8")) | {"early_evaluations": [2, 3]}
+    (out / RUN_FILE).write_text(json.dumps(record), encoding="utf-8")
+    for asked, early in (({}, (2, 3)), ({"eval_every": 5}, (2, 3)), ({"eval_every": 4}, ()), ({}, ())):
+        prepared, _, _ = resume.reopen(out, Request((), None, {}, None, None, None, asked))
+        assert prepared.early == early
+        resume.record_changes(out, prepared, ["a"])
+        resume.record_changes(out, prepared, ["b"])
+    assert json.loads((out / RUN_FILE).read_text(encoding="utf-8"))["agents"] == ["a", "b"]
+
+
+def test_the_report_of_a_resume_knows_of_rollbacks(tmp_path: Path, text: Path) -> None:
+    train([text], tmp_path / "run", shape=CONFIG, tokenizer="char", **SETTINGS)
+    prepared, before, _ = resume.reopen(tmp_path / "run", Request((), None, {}, None, None, None, {"steps": 40}))
+    whole, half = (resume_report(tmp_path, prepared, before, 20, rate)[0] for rate in (1.0, 0.5))
+    percents = [[int(p) for p in re.findall(r"(\d+)%", line)] for line in (whole, half)]
+    assert len(percents[0]) == len(percents[1]) >= 2
+    for a, b in zip(*percents, strict=True):
+        assert abs(a / 2 - b) <= 1

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import random
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -331,3 +332,13 @@ def test_the_command_finds_a_rate(tmp_path: Path, text: Path, capsys: pytest.Cap
     assert imread(out / "learning_rate.png").shape[2] == 4
     assert main(command) == 2
     assert "learning_rate.png exists: choose a new name" in capsys.readouterr().err
+
+
+def test_runs_of_other_tokenizers_are_ranked_by_bits_per_byte() -> None:
+    looks: Any = {
+        "tokenizer=byte": types.SimpleNamespace(best={"val_loss": 1.5, "bits_per_byte": 2.2}),
+        "tokenizer=bpe": types.SimpleNamespace(best={"val_loss": 4.0, "bits_per_byte": 2.0}),
+    }
+    values = {name: {"tokenizer": name.partition("=")[2]} for name in [*looks, "none"]}
+    found = Sweep(Path("sweep"), values, looks, {}, True)
+    assert found.ranked() == ["tokenizer=bpe", "tokenizer=byte", "none"]

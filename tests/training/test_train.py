@@ -32,14 +32,6 @@ CONFIG = GPTConfig(vocab_size=300, context_length=16, emb_dim=16, n_heads=2, n_l
 SETTINGS = dict(steps=20, batch_size=4, eval_every=5, eval_batches=2, sample_tokens=0, dtype="float32")
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    words = random.Random(0)
-    path = tmp_path / "text.txt"
-    path.write_text(" ".join(words.choice(["cat", "dog", "sat", "on", "the", "mat"]) for _ in range(3000)))
-    return path
-
-
 def run(text: Path, out: Path, **options: Any) -> TrainResult:
     return train([text], out, **{**dict(shape=CONFIG, tokenizer="byte"), **SETTINGS, **options})
 

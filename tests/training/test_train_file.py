@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +17,6 @@ from glassgpt.training.train_file import merged, read_train_file
 
 SETTINGS: dict[str, Any] = dict(steps=12, batch_size=4, eval_batches=2, sample_tokens=0, dtype="float32")
 CONFIG = GPTConfig(vocab_size=300, context_length=16, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.2)
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    words = random.Random(0)
-    path = tmp_path / "text.txt"
-    path.write_text(" ".join(words.choice(["cat", "dog", "sat", "on", "the", "mat"]) for _ in range(3000)))
-    return path
 
 
 def write(path: Path, text: str) -> Path:

@@ -46,7 +46,7 @@ def add_commands(commands: Any) -> None:
         "--out",
         type=Path,
         metavar="DIR",
-        help=f"directory of the runs, their table and picture; one that holds a part of the sweep is gone on with "
+        help="directory of the runs, their table and picture; an unfinished sweep there is continued "
         f"(default: {_OUT}, with --find runs/find)",
     )
     sweep.add_argument(

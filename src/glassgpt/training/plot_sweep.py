@@ -16,7 +16,7 @@ _MOST_PANELS = 3  # of settings; more would be too small to read
 
 
 def plot_sweep(values: Mapping[str, dict[str, Any]], looks: Mapping[str, Look]) -> Any:
-    """A matplotlib figure: the curves of a sweep's runs, and the best loss of each over each setting."""
+    """A matplotlib figure: the curves of a sweep's runs, and the best bits per byte of each over each setting."""
     names = [name for name in values if name in looks]
     settings = list(values[names[0]])[:_MOST_PANELS] if names else []
     figure = figure_of(5.5 * (1 + len(settings)), 4.5)
@@ -25,12 +25,12 @@ def plot_sweep(values: Mapping[str, dict[str, Any]], looks: Mapping[str, Look]) 
     colours = dict(zip(names, colours_for(len(names)), strict=True)) if names else {}
     for axes, setting in zip(panels, settings, strict=True):
         points = [(values[name][setting], looks[name].best, colours[name]) for name in names]
-        _draw_setting(axes, setting, [(value, best["val_loss"], colour) for value, best, colour in points if best])
+        _draw_setting(axes, setting, [(value, best["bits_per_byte"], colour) for value, best, colour in points if best])
     return figure
 
 
 def _draw_setting(axes: Any, setting: str, points: list[tuple[Any, float, Any]]) -> None:
-    """The best loss of each run over its value; values that are no numbers stand side by side."""
+    """The best bits per byte of each run over its value; values that are no numbers stand side by side."""
     given = [value for value, _, _ in points]
     if given and all(isinstance(value, int | float) and not isinstance(value, bool) for value in given):
         places = {str(value): value for value in given}
@@ -42,7 +42,7 @@ def _draw_setting(axes: Any, setting: str, points: list[tuple[Any, float, Any]])
         axes.margins(x=0.2)
     for value, loss, colour in points:
         axes.plot([places[str(value)]], [loss], color=colour, marker="o", markersize=7, linestyle="")
-    axes.set(xlabel=setting, ylabel="best validation loss")
+    axes.set(xlabel=setting, ylabel="best bits per byte")
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -159,18 +159,19 @@ def joined() -> Iterator[Ranks]:
     if seat.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(seat.local_rank)
     # the store may outlive a restart and this run: what it holds of them must not be taken for this one's
-    name = f"glassgpt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_RUNS)}"
+    number = next(_RUNS)
+    name = f"glassgpt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{number}"
     ours = not dist.is_initialized()
     if ours:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         store = _store(seat, name, host=seat.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
         dist.init_process_group(backend, store=store, rank=seat.rank, world_size=seat.world_size, timeout=_TIMEOUT)
     store = _store(seat, name)  # a connection of its own: nobody waits while the group waits
-    store.set(f"agent/{seat.rank}", _agent())
+    store.set(f"agent/{seat.rank}", _agent(number))
     with RankWatch(seat, store) as watch:
         try:
             agents = [store.get(f"agent/{rank}").decode() for rank in range(seat.world_size)]
-            yield _Joined(seat, watch, store, list(dict.fromkeys([_agent(), *agents])))
+            yield _Joined(seat, watch, store, list(dict.fromkeys([_agent(number), *agents])))
             with watch.explained():
                 meet()  # whoever leaves first must not be taken for lost
         except OtherRankError:
@@ -199,10 +200,10 @@ def _store(seat: Seat, name: str, host: bool = False) -> Store:
     return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
 
 
-def _agent() -> str:
-    """What tells a process of `torchrun` from all others: it has a folder for errors of its own; "" without one."""
+def _agent(number: int) -> str:
+    """What tells run `number` of a `torchrun` from all others: it has a folder for errors; "" without `torchrun`."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    return hashlib.sha256(f"{platform.node()} {Path(file).parents[2]}".encode()).hexdigest() if file else ""
+    return hashlib.sha256(f"{platform.node()} {Path(file).parents[2]} {number}".encode()).hexdigest() if file else ""
 
 
 def code_digest() -> str:

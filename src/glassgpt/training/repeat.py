@@ -37,7 +37,7 @@ def like(request: Request, run: Path, device: torch.device) -> Request:
     if record.source == IN_MEMORY:
         raise ValueError(f"{run} began with a model in memory, which is gone: it cannot be repeated")
     warn_of_torch(run, record)
-    if record.device not in (None, str(device)):
+    if record.device is not None and torch.device(record.device).type != device.type:
         _log.warning("%s was computed on %s, this on %s: equal only within rounding", run, record.device, device)
     settings = record.begun | {name: value for name, value in request.settings.items() if value is not None}
     if request.minutes is not None and request.settings.get("steps") is None:

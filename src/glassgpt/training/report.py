@@ -86,7 +86,7 @@ def _facts(run: Look) -> str:
 
 
 def _charts(run: Look) -> str:
-    steps, settings = run.steps, run.record.settings
+    steps = run.steps
     training = _means([(r["step"], r["loss"]) for r in steps if r["loss"] is not None])
     validation = [(float(r["step"]), float(r["val_loss"])) for r in run.evaluations]
     baselines = [(label, getattr(run.record.baselines, key)) for label, key in _BASELINES]
@@ -95,13 +95,11 @@ def _charts(run: Look) -> str:
         line = [(round(x), y) for x, y in training]
         view = chart.frame(line, [(round(x), y) for x, y in validation], [value for _, value in baselines])
         bounds = view.bottom, view.top
-    rates = [Series("AdamW", _means(_each(steps, "rate", settings.learning_rate or 1.0)), "a")]
-    if settings.optimizer == "muon":
-        rates.append(Series("Muon", _means(_each(steps, "rate", settings.muon_learning_rate or 1.0)), "b"))
+    rates = [Series("part of its peak", _means(_each(steps, "rate")), "a")]
     loss = [Series("training", training, "pale"), Series("validation", validation, "a", dots=True)]
     figures = [
         ("Loss, nats per token", svg_chart(loss, levels=baselines, bounds=bounds), loss),
-        ("Learning rate", svg_chart(rates), rates),
+        ("Learning rate, part of its peak", svg_chart(rates), rates),
     ]
     for title, key, logarithmic in (
         ("Gradient norm", "gradient_norm", True),
@@ -112,10 +110,10 @@ def _charts(run: Look) -> str:
     return "".join(_figure(*figure) for figure in figures)
 
 
-def _each(steps: Sequence[dict[str, Any]], key: str, factor: float = 1.0) -> list[Point]:
+def _each(steps: Sequence[dict[str, Any]], key: str) -> list[Point]:
     """A figure of the steps that have it as a number."""
     values = [(r["step"], r.get(key)) for r in steps]
-    return [(float(x), factor * y) for x, y in values if isinstance(y, int | float) and not isinstance(y, bool)]
+    return [(float(x), float(y)) for x, y in values if isinstance(y, int | float) and not isinstance(y, bool)]
 
 
 def _means(points: Sequence[Point]) -> list[Point]:

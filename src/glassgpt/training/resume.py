@@ -37,7 +37,7 @@ _CHANGEABLE = frozenset(
 # make losses before and after incomparable
 _ON_DEMAND = frozenset(
     {
-        *("batch_size", "micro_batch_size", "learning_rate", "muon_learning_rate", "weight_decay", "warmup_steps"),
+        *("micro_batch_size", "learning_rate", "muon_learning_rate", "weight_decay", "warmup_steps"),
         *("final_rate", "grad_clip", "dtype", "seed", "keep", "activation_checkpointing"),
     }
 )
@@ -73,7 +73,7 @@ def reopen(
         write_sources(out, now)
     warn_of_torch(out, record)
     choices = [choice for choice in record.choices if not choice.startswith(_PLANS)]
-    early = () if "eval_every" in changed else record.early
+    early = record.early if settings.eval_every == before.eval_every else ()
     prepared = Prepared(
         record.config, settings, tokenizer, train, validation, record.baselines, choices, record.source, early
     )
@@ -83,7 +83,8 @@ def reopen(
 def record_changes(out: Path, prepared: Prepared, agents: Sequence[str] = ()) -> None:
     """Write the settings of a resumed run into its `run.json`, and who resumed it: the next one needs no reminder."""
     record = read_json(out / RUN_FILE, max_bytes=MAX_RUN_BYTES)
-    record |= {"settings": prepared.settings.to_dict(), "choices": prepared.choices, "agents": list(agents)}
+    record |= {"settings": prepared.settings.to_dict(), "choices": prepared.choices}
+    record |= {"early_evaluations": prepared.early, "agents": list(dict.fromkeys([*record.get("agents", ()), *agents]))}
     write_text(out / RUN_FILE, json.dumps(record, indent=2) + "\n")
 
 
@@ -211,8 +212,11 @@ def with_more_minutes(
     return dataclasses.replace(prepared, settings=settings), text
 
 
-def resume_report(out: Path, prepared: Prepared, before: Settings, step: int) -> list[str]:
-    """Lines on a resume at `step`: where the run is, where it goes, and what changed since `before`."""
+def resume_report(out: Path, prepared: Prepared, before: Settings, step: int, rate: float = 1.0) -> list[str]:
+    """Lines on a resume at `step`: where the run is, where it goes, and what changed since `before`.
+
+    `rate` is the part of the learning rate that rollbacks have left.
+    """
     settings = prepared.settings
     assert settings.steps is not None
     line = (
@@ -222,9 +226,9 @@ def resume_report(out: Path, prepared: Prepared, before: Settings, step: int) ->
     if step == settings.steps:
         line += ": all its steps are taken, ask for more steps or minutes"
     else:
-        rate, end = schedule(step, settings), schedule(settings.steps, settings)
-        was = schedule(step, before)
-        jump = f"from {was:.0%} to {rate:.0%}" if f"{was:.0%}" != f"{rate:.0%}" else f"at {rate:.0%}"
+        now, end = rate * schedule(step, settings), rate * schedule(settings.steps, settings)
+        was = rate * schedule(step, before)
+        jump = f"from {was:.0%} to {now:.0%}" if f"{was:.0%}" != f"{now:.0%}" else f"at {now:.0%}"
         line += f"; learning rate {jump} of its peak, in the end {end:.0%}"
     old, new = before.to_dict(), settings.to_dict()
     changes = [f"{name} {_text(old[name])} -> {_text(new[name])}" for name in new if new[name] != old[name]]

@@ -26,7 +26,7 @@ def roll_back(
     """
     settings, done = prepared.settings, state.guard.rollbacks
     failed = f"{MAX_SKIPPED} steps in a row up to step {state.step - 1} were skipped, each with its reason"
-    if done == settings.rollbacks:
+    if done >= settings.rollbacks:  # a resume may have lowered it
         raise TrainingFailedError(
             f"{failed}, after {done} rollbacks: begin again with a lower learning rate, or resume with more rollbacks; "
             f"the last checkpoint in {out} is untouched"

@@ -94,7 +94,7 @@ class Settings(Options):
     )
     activation_checkpointing: bool = option(
         False,
-        "keep of each block what goes in, and compute the rest again for the backward pass: less memory, a third more "
+        "keep of each block what goes in, and compute the rest again for the backward pass: less memory, a fifth more "
         "time, the same numbers",
     )
     dtype: str = option("auto", "number type of matrix products; weights are float32 always", choices=DTYPE_NAMES)

@@ -72,11 +72,11 @@ class Sweep:
     finished: bool
 
     def ranked(self) -> list[str]:
-        """The names, the best validation loss first; those without one last."""
+        """The names, the best bits per byte first, which compare tokenizers too; those without any last."""
 
         def loss(name: str) -> float:
             best = self.looks[name].best if name in self.looks else None
-            return math.inf if best is None else best["val_loss"]
+            return math.inf if best is None else best["bits_per_byte"]
 
         return sorted(self.values, key=loss)
 
@@ -201,7 +201,8 @@ def sweep(
             with view() as progress:
                 try:
                     if is_run(out / name):
-                        result = train(out=out / name, resume=True, progress=progress)
+                        machine = {key: base[key] for key in ("device", "threads") if key in base}
+                        result = train(out=out / name, resume=True, progress=progress, **machine)
                     else:
                         result = train(**with_values(base, each), out=out / name, progress=progress)
                 except RuntimeError as error:  # the loss was not finite, or the model is too large for the memory

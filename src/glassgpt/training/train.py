@@ -151,7 +151,7 @@ def _ready(
     if resume:
         return _reopen(out, request, change, threads, device, progress)
     check_new(out, overwrite)
-    if request.like is not None:
+    if request.like is not None and request.world_size == 1:
         _use_threads(threads, request.like.threads)
     elif threads is not None:
         set_threads(threads)
@@ -200,7 +200,7 @@ def _reopen(
     ):  # a kill may have come between saving and publishing
         publish(path, out)
     RunWriter(out, prepared, progress).rewind(state)
-    for line in resume_report(out, prepared, before, state.step):
+    for line in resume_report(out, prepared, before, state.step, state.guard.rate):
         progress.message(line)
     progress.start(prepared, state.step)
     return prepared, trainee, state

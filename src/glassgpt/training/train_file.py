@@ -179,7 +179,7 @@ def _top_lines(request: Request, prepared: Prepared, out: Path) -> list[str]:
         name = str(request.tokenizer)
         lines.append(f"tokenizer = {toml_value(name if name in TOKENIZERS else _relative(name, out))}")
     elif request.tokenizer is not None or (request.model is not None and not isinstance(request.model, str | Path)):
-        lines.append('tokenizer = "."  # one in memory, which this directory now holds')
+        lines.append('tokenizer = "."  # the one in this directory')
     elif request.model is None:
         of_text = request.tokenizer_name is not None
         lines.append('tokenizer = "bpe"  # default' if of_text else "# tokenizer: of the datasets")
