@@ -10,13 +10,14 @@ import argparse
 import contextlib
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from glassgpt.terminal_text import table
 
 SHAPES = {
     "small": (384, 6, 6, 8),
@@ -85,25 +86,29 @@ def compare(
             results[name].append(json.loads(done.stdout.splitlines()[-1]))
     medians = {name: statistics.median(r["rate"] for r in rows) for name, rows in results.items()}
     print(f"\n{title}; {given.threads} threads, medians of {given.rounds} turns\n")
-    print(f"| {'contender':<20} | tokens/s | x {base} | peak memory |")
-    print(f"|{'-' * 22}|---------:|{'-' * (len(base) + 3)}:|------------:|")
-    for name, rows in results.items():
-        memory = max(r["memory"] for r in rows)
-        ratio = f"{medians[name] / medians[base]:.2f}"
-        print(f"| {name:<20} | {medians[name]:>8.1f} | {ratio:>{len(base) + 2}} | {memory:>8.2f} GB |")
+    table_rows = [
+        [
+            name,
+            f"{medians[name]:.1f}",
+            f"{medians[name] / medians[base]:.2f}",
+            f"{max(r['memory'] for r in rows):.2f} GB",
+        ]
+        for name, rows in results.items()
+    ]
+    print(table(["contender", "tokens/s", f"x {base}", "peak memory"], table_rows))
 
 
 def one(given: argparse.Namespace) -> int:
     import torch
 
+    from glassgpt.cores import peak_memory
     from glassgpt.training.heap import heap_kept
 
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     with heap_kept() if given.contender.startswith("glassgpt") else contextlib.nullcontext():  # as `train` does
         rate = train_rate(given.contender, given.shape, given.nanogpt)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps({"rate": rate, "memory": memory / 1e9}))
+    print(json.dumps({"rate": rate, "memory": (peak_memory() or 0) / 1e9}))
     return 0
 
 

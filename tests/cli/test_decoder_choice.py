@@ -123,8 +123,8 @@ def test_verbose_says_what_was_chosen_and_why(saved: Path, capsys: pytest.Captur
     out, said = generated(capsys, saved, "--verbose")
     assert out == plain
     assert said == (
-        "glassgpt: compiled decoder (there is no GPU), 2 threads (one for each core; too few tokens so far to measure "
-        "that)\n"
+        "glassgpt: compiled decoder (the default on the CPU), 2 threads (one for each core; too few tokens so far to "
+        "measure that)\n"
     )
     _, said = generated(capsys, saved, "--verbose", "--decoder", "compiled", "--threads", "1")
     assert said == "glassgpt: compiled decoder (as asked), 1 thread (as asked)\n"
@@ -164,7 +164,7 @@ def test_auto_takes_the_decoder_that_was_measured_to_be_faster(
     (tmp_path / "prompts.txt").write_text("ab\n", encoding="utf-8")
     command = ["generate", str(saved), "--prompts", str(tmp_path / "prompts.txt"), "--verbose", "--max-new-tokens", "3"]
     assert main(command) == 0
-    assert "compiled decoder (there is no GPU)" in capsys.readouterr().err
+    assert "compiled decoder (the default on the CPU)" in capsys.readouterr().err
 
 
 # ---- chat and explain ----------------------------------------

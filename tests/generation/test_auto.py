@@ -24,7 +24,7 @@ def saved(tiny_model: Callable[..., GPTModel], tmp_path: Path, monkeypatch: pyte
     ("compiled", "cached", "taken"), [(66.0, 25.0, COMPILED), (25.0, 26.0, COMPILED), (25.0, 66.0, CACHED)]
 )
 def test_the_faster_one_where_it_is_worth_other_bits(saved: Path, compiled: float, cached: float, taken: str) -> None:
-    assert choose_decoder(saved) == (COMPILED, "there is no GPU")
+    assert choose_decoder(saved) == (COMPILED, "the default on the CPU")
     remember_decoders(saved, {COMPILED: compiled, CACHED: cached})
     name, why = choose_decoder(saved)
     assert name == taken
@@ -58,4 +58,4 @@ def test_rates_that_are_none_are_passed_over(saved: Path, content: str) -> None:
     text = json.loads(cache_file().read_text(encoding="utf-8"))
     text["measurements"][0]["found"] = {**json.loads(content or "{}"), "when": "2025-01-31"}
     cache_file().write_text(json.dumps(text), encoding="utf-8")
-    assert choose_decoder(saved) == (COMPILED, "there is no GPU")
+    assert choose_decoder(saved) == (COMPILED, "the default on the CPU")

@@ -78,9 +78,8 @@ def _decode(loaded: Loaded, request: Request, prompt: int, new: int) -> dict[str
     if loaded.decoder is None or request.contender == "naive":
         return figures
     if loaded.weight_bytes:
-        held = getattr(
-            loaded.decoder, "cache_bytes", loaded.decoder.row_bytes
-        )  # the compiled one's grows with the text
+        # the compiled one's cache grows with the text
+        held = getattr(loaded.decoder, "cache_bytes", loaded.decoder.row_bytes)
         figures |= {"weight_bytes": loaded.weight_bytes, "cache_bytes": held}
         figures["read_rate"] = read_rate(request.threads)
     if request.reference is not None and request.contender in ROUNDED:

@@ -66,9 +66,15 @@ def add_commands(commands: Any) -> None:
     add_verbose(chat)
 
 
-def _generate(arguments: argparse.Namespace) -> int:
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `Generation` that were given, all checked before anything is loaded or compiled."""
     options = given(arguments, Generation)
-    Generation.from_dict(options)  # what is nonsense is refused before anything is loaded or compiled
+    Generation.from_dict(options)
+    return options
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    options = _options(arguments)
     batch.check_arguments(arguments)
     if arguments.prompts is not None:
         return batch.generate_batch(arguments, options)
@@ -111,8 +117,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    options = given(arguments, Generation)
-    Generation.from_dict(options)  # what is nonsense is refused before anything is loaded or compiled
+    options = _options(arguments)
     options["stop"] = [*options.get("stop", ()), STOP]
     options["on_overflow"] = _overflow_note(options["overflow"])
     model, tokenizer = load_for_text(arguments)

@@ -44,7 +44,7 @@ def add_commands(commands: Any) -> None:
     )
     explain.add_argument("--layer", type=int, metavar="N", help="only this layer's maps, counted from 0 (default: all)")
     explain.add_argument("--head", type=int, metavar="N", help="only this head's maps, counted from 0 (default: all)")
-    add_decoder(explain, auto="compiled unless there is a GPU; the readable model with --out, whose maps are its own")
+    add_decoder(explain, auto="as for generate; the readable model with --out, whose maps are its own")
     add_machine(explain)
 
 

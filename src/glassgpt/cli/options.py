@@ -268,12 +268,15 @@ def _choose_decoder(arguments: argparse.Namespace, asked: bool) -> tuple[str, st
     """The decoder's name for `--decoder`, and why that one."""
     if asked or arguments.decoder == "cached":
         return "compiled" if asked else "cached", "as asked"
-    if arguments.device not in ("auto", "cpu") or (arguments.device == "auto" and _may_have_gpu()):
+    if arguments.device not in ("auto", "cpu"):
+        return "cached", f"as --device {arguments.device} asks"
+    if arguments.device == "auto" and _may_have_gpu():
         return "cached", "there may be a GPU"
+    from glassgpt.generation.auto import DEFAULT, choose_decoder
+
     # what was measured is one row, and a batch must find its records
     if getattr(arguments, "prompts", None) is not None:
-        return "compiled", "there is no GPU"
-    from glassgpt.generation.auto import choose_decoder
+        return DEFAULT
     from glassgpt.weights.download.resolve import resolve_model
 
     return choose_decoder(resolve_model(arguments.model))

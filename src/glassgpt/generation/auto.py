@@ -17,6 +17,7 @@ from glassgpt.weights.containers.quantized_file import is_quantized
 from glassgpt.weights.families.config_json import from_config_json
 
 COMPILED, CACHED = "compiled", "cached"
+DEFAULT = COMPILED, "the default on the CPU"
 
 _FASTER = 1.1  # the other decoder's sums end in other bits: a text changes with it, so it must be worth it
 
@@ -29,7 +30,7 @@ def choose_decoder(model: Path) -> tuple[str, str]:
             compiled, cached = float(found[COMPILED]), float(found[CACHED])
             why = f"{compiled:.3g} tokens/s, cached {cached:.3g}, measured on {found['when']}"
             return (CACHED if cached > _FASTER * compiled else COMPILED), why
-    return COMPILED, "there is no GPU"
+    return DEFAULT
 
 
 def remember_decoders(model: Path, rates: Mapping[str, float]) -> None:

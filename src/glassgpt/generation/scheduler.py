@@ -147,8 +147,8 @@ class Scheduler:
     def step(self) -> list[Event]:
         """A token for every live row, then for each whose prompt is now read: (request, new text), which may be "".
 
-        Tokens that were guessed right come with the one before them. No request has two events in one step, and a full
-        row that slides is read again from the next step on.
+        A live row gets several where they were guessed right, or where the decoder ran ahead. No request has two events
+        in one step, and a full row that slides is read again from the next step on.
         """
         events: list[Event] = []
         if self._live:
@@ -173,7 +173,7 @@ class Scheduler:
         return events
 
     def _append(self, live: list[Request]) -> list[Event]:
-        """One token for each live row, or several where nobody waits and the decoder draws them itself."""
+        """One token for each live row, or several where nobody can join and the decoder draws them itself."""
         tokens = [request.row.ids[-1] for request in live]
         draws = self._draws(live)
         start = time.perf_counter()
@@ -198,7 +198,8 @@ class Scheduler:
 
     def _draws(self, live: list[Request]) -> list[Draw]:
         """What each row draws in one call of the decoder, besides the token after it; nothing where it cannot be."""
-        if not isinstance(self._decoder, RunsAhead) or self._waiting or self._reading:
+        may_join = self._reading or (self._waiting and len(live) < self.max_rows)
+        if not isinstance(self._decoder, RunsAhead) or may_join:
             return []
         room = min(min(request.row.n_left, self._decoder.context_length - request.n_held) for request in live)
         n = min(room, MOST_AHEAD, int(AHEAD_SECONDS / self._step_seconds)) - 1

@@ -1,40 +1,27 @@
 """Where compiled code is kept."""
 
-import importlib.util
-import shutil
 from pathlib import Path
-from types import ModuleType
 
 import numba
 import pytest
 
 from glassgpt.generation.cpu import compiled
 
-SOURCE = Path(compiled.__file__)
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compiled_elsewhere", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 def test_code_compiled_from_other_sources_is_not_taken(tmp_path: Path) -> None:
     """What a kernel calls may have changed while the kernel's own file has not."""
-    shutil.copy(SOURCE, tmp_path / "compiled.py")
-    (tmp_path / "kernels.py").write_text("a = 1\n")
-    first, again = (load(tmp_path / "compiled.py")._FOLDER for _ in range(2))
-    (tmp_path / "kernels.py").write_text("a = 2\n")
-    assert first == again != load(tmp_path / "compiled.py")._FOLDER
+    found = []
+    for text in ("a = 1\n", "a = 1\n", "a = 2\n"):
+        (tmp_path / "kernels.py").write_text(text)
+        found.append(compiled._digest(tmp_path))
+    assert found[0] == found[1] != found[2]
 
 
-def test_numbas_own_settings_are_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    before = numba.config.CACHE_DIR
+@pytest.mark.parametrize("given", ["", "elsewhere"])
+def test_numba_keeps_it_below_its_usual_folder_by_the_digest(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", given)  # as NUMBA_CACHE_DIR does
     with compiled._own_folder():
-        assert before or str(compiled._FOLDER) == numba.config.CACHE_DIR
-    assert before == numba.config.CACHE_DIR
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))  # as NUMBA_CACHE_DIR does
-    with compiled._own_folder():
-        assert str(tmp_path) == numba.config.CACHE_DIR
+        folder = Path(numba.config.CACHE_DIR)
+    assert folder.name == f"numba-{compiled._DIGEST}"
+    assert folder.parent == (Path(given) if given else Path(compiled.__file__).parent / "__pycache__")
+    assert given == numba.config.CACHE_DIR

@@ -14,8 +14,10 @@ from glassgpt.generation.cpu.decoder import CPUDecoder
 from glassgpt.generation.cpu.draw import NONE, new_draws
 from glassgpt.generation.cpu.load import pack_model
 from glassgpt.generation.decoder import Decoder, Draw, Prefix, Row, Scores
-from glassgpt.generation.options import Sampling
+from glassgpt.generation.options import Generation, Sampling
+from glassgpt.generation.row import Row as TextRow
 from glassgpt.generation.sampling import UniformStream, draw
+from glassgpt.generation.scheduler import Scheduler
 
 Make = Callable[..., GPTModel]
 
@@ -205,3 +207,18 @@ def test_texts_are_the_same_as_one_by_one(tiny_model: Make, options: dict[str, A
     decoder = CPUDecoder(packed)
     assert complete(decoder, tokenizer, prompts, **given) == expected
     assert not decoder._lengths
+
+
+def test_the_decoder_runs_ahead_while_nobody_can_join(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More prompts than rows: those that wait could not join anyhow."""
+    decoder = CPUDecoder(pack_model(tiny_model(vocab_size=257, context_length=64)))
+    calls: list[int] = []
+    real = decoder.run
+    monkeypatch.setattr(decoder, "run", lambda *given: (calls.append(scheduler.n_waiting), real(*given))[1])
+    scheduler = Scheduler(decoder, max_rows=2)
+    generation = Generation(temperature=0, max_new_tokens=30, ignore_eot=True)
+    for token in range(5):
+        scheduler.submit(TextRow([token], Tokenizer.bytes_(), generation))
+    for _ in scheduler.run():
+        pass
+    assert max(calls) == 3

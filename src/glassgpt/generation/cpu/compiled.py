@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,33 +28,27 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 @contextlib.contextmanager
 def _own_folder() -> Iterator[None]:
-    """Numba keeps compiled code in a folder of all these sources as they are, where the package can be written to.
+    """Numba keeps compiled code in a folder of all these sources as they are: in the package, or in `NUMBA_CACHE_DIR`.
 
     By itself it looks at a function's own file only, and so would go on with what was compiled from older ones that the
-    function calls.
+    function calls. Where it cannot write there it does as ever.
     """
     settings: Any = numba.config
     before = settings.CACHE_DIR
-    if not before and _FOLDER is not None:
-        settings.CACHE_DIR = str(_FOLDER)
+    settings.CACHE_DIR = str(Path(before or _HERE / "__pycache__") / f"numba-{_DIGEST}")
     try:
         yield
     finally:
         settings.CACHE_DIR = before
 
 
-def _folder() -> Path | None:
-    """Named by a digest of the sources; None where it cannot be made."""
-    here = Path(__file__).parent
+def _digest(folder: Path) -> str:
+    """Of the sources in a folder."""
     digest = hashlib.sha256()
-    for source in sorted(here.glob("*.py")):
+    for source in sorted(folder.glob("*.py")):
         digest.update(source.read_bytes())
-    folder = here / "__pycache__" / f"numba-{digest.hexdigest()[:16]}"
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    return None
+    return digest.hexdigest()[:16]
 
 
-_FOLDER = _folder()
+_HERE = Path(__file__).parent
+_DIGEST = _digest(_HERE)

@@ -41,7 +41,7 @@ class _Prefix:
 
 
 class CPUDecoder(Speculative, RunsAhead):
-    """Runs packed weights. In float32 a row's scores are equal bit for bit alone, in any batch and in any pieces.
+    """Runs packed weights. A row's scores are equal bit for bit alone, in any batch and in any pieces.
 
     Keys and values lie in memory as `cache` says; a live row has one slot of them.
     """
