@@ -18,7 +18,7 @@ from glassgpt.cli.options import (
     add_text_field,
     command,
     load,
-    load_for_text,
+    load_to_look,
     wants_compiled,
     whole,
 )
@@ -32,7 +32,7 @@ def add_commands(commands: Any) -> None:
         "text", nargs="*", metavar="TEXT", help="text files or folders (default: the validation part of a run)"
     )
     add_text_field(evaluate)
-    add_decoder(evaluate, auto="cached")
+    add_decoder(evaluate, auto="cached", graphs=False)
     add_machine(evaluate)
 
     explain = command(commands, "explain", _explain, "show what a model expects at each token, and where it looks")
@@ -44,14 +44,14 @@ def add_commands(commands: Any) -> None:
     )
     explain.add_argument("--layer", type=int, metavar="N", help="only this layer's maps, counted from 0 (default: all)")
     explain.add_argument("--head", type=int, metavar="N", help="only this head's maps, counted from 0 (default: all)")
-    add_decoder(explain, auto="as for generate; the readable model with --out, whose maps are its own")
+    add_decoder(explain, auto="as for generate; the readable model with --out, whose maps are its own", graphs=False)
     add_machine(explain)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from glassgpt.training.evaluate import evaluate, evaluate_run
 
-    model, tokenizer = load_for_text(arguments) if wants_compiled(arguments) else load(arguments)
+    model, tokenizer = load_to_look(arguments) if wants_compiled(arguments) else load(arguments)
     with run_view(on_stderr=True) as progress:
         if arguments.text:
             result = evaluate(model, tokenizer, arguments.text, text_fields=arguments.text_field, progress=progress)
@@ -75,7 +75,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     if arguments.out and wants_compiled(arguments):
         raise ValueError("--out shows the readable model's attention: leave out what is for the compiled decoder")
     readable = load(arguments) if arguments.out else None
-    model, tokenizer = readable or load_for_text(arguments)
+    model, tokenizer = readable or load_to_look(arguments)
     tokens = trace(model, tokenizer, arguments.prompt, arguments.top)
     if arguments.json:
         print_json([dataclasses.asdict(token) for token in tokens])
