@@ -137,7 +137,7 @@ def _kept(
 ) -> tuple[Ids | None, npt.NDArray[Any]]:
     """The kept ids in ascending order, None for all of them, and their weights: probabilities up to a factor."""
     with np.errstate(over="ignore"):  # an extreme option may send a score to -inf, whose exp is 0
-        scores = _adjusted(scores, history, sampling.repetition_penalty, excluded)
+        scores = adjusted(scores, history, sampling.repetition_penalty, excluded)
         first = scores.argmax()  # of the best, or of what is no number
         best = scores[first]
         if not np.isfinite(best):  # single scores may be -inf: excluded
@@ -162,7 +162,7 @@ def _kept(
     return ids, np.exp(logits, out=weights[: len(logits)])
 
 
-def _adjusted(scores: Row, history: Sequence[int] | Ids, penalty: float, excluded: Sequence[int]) -> Row:
+def adjusted(scores: Row, history: Sequence[int] | Ids, penalty: float, excluded: Sequence[int] = ()) -> Row:
     """Float32 or wider; those of `history` divided by `penalty` if positive, else multiplied; `excluded` at -inf."""
     scores = scores.astype(np.result_type(scores, np.float32), copy=False)
     penalised = penalty != 1 and len(history) > 0
