@@ -70,11 +70,11 @@ class Choice:
     """
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON, with scores to 5 decimals and probabilities to 8 digits."""
+        """Ready for JSON, with scores to 5 decimals and probabilities to 6 digits."""
         result = dataclasses.asdict(self)
         for candidate in result["candidates"]:
             candidate |= {key: round(candidate[key], 5) for key in ("score", "adjusted")}
-            candidate |= {key: float(f"{candidate[key]:.8g}") for key in ("probability", "final")}
+            candidate |= {key: float(f"{candidate[key]:.6g}") for key in ("probability", "final")}
         return result | {"rest": [(round(score, 5), n) for score, n in self.rest]}
 
 

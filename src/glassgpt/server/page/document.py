@@ -16,9 +16,9 @@ KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg":
 
 INDEX = "index.html"
 
-_SCRIPT = re.compile(r'<script defer src="(\w+\.js)"></script>\n')
-_STYLE = '<link rel="stylesheet" href="page.css">\n'
-_ICON = '<link rel="icon" href="icon.svg" type="image/svg+xml">\n'
+_SCRIPT = re.compile(r'<script defer src="page/(\w+\.js)"></script>\n')
+_STYLE = '<link rel="stylesheet" href="page/page.css">\n'
+_ICON = '<link rel="icon" href="page/icon.svg" type="image/svg+xml">\n'
 
 
 def page_files() -> dict[str, bytes]:

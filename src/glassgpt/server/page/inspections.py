@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from glassgpt.tokenizer import Tokenizer
 
 _REMEMBERED = 8
-_MOST_CANDIDATES = 1000
+MOST_CANDIDATES = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InspectOptions(Sampling):
     """What a request may say besides its model and its text."""
 
-    n: int = option(50, "candidates to give", at_least=1, at_most=_MOST_CANDIDATES)
+    n: int = option(50, "candidates to give", at_least=1, at_most=MOST_CANDIDATES)
     seed: int | None = option(None, "tell which token this seed draws here", at_least=0, at_most=2**64 - 1)
     n_drawn: int = option(0, "how many tokens were drawn with the seed before this one", at_least=0, at_most=2**20)
 

@@ -61,7 +61,7 @@ function request(pane, i) {
   const draw = pane.tokens[i]?.draw;
   if (draw === undefined || draw === null) delete options.seed;
   else options.n_drawn = draw;
-  return { model: pane.model, ids: pane.tokens.slice(0, i + 1).map((token) => token.id), position: i, ...options };
+  return { model: pane.model, prompt: pane.tokens.slice(0, i + 1).map((token) => token.id), position: i, ...options };
 }
 
 function clearChoice(pane, words = "Choose a token of the text to see what else could have come, and where the model looked.") {
