@@ -36,7 +36,7 @@ LAYERS = (
     ("data", "weights", "explain"),
     ("checkpoint", "generation"),
     ("weights.convert", "training", "book", "quantize"),
-    ("demo", "bench"),
+    ("demo", "bench", "server"),
     ("cli",),
     ("__main__",),
 )

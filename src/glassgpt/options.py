@@ -75,7 +75,9 @@ def check(name: str, value: object, kind: Any, rule: Rule | None = None) -> None
         several = any(typing.get_origin(k) is tuple for k in kinds)  # of which one may be given alone
         fits = several or (str in kinds and (not rule.choices or value in rule.choices))
     else:
-        fits = isinstance(value, Sequence) and any(typing.get_origin(k) is tuple for k in kinds)
+        several = any(typing.get_origin(k) is tuple for k in kinds)
+        pairs = any(typing.get_origin(inner) is tuple for k in kinds for inner in typing.get_args(k))
+        fits = several and (isinstance(value, Sequence) or (pairs and isinstance(value, Mapping)))
     if not fits:
         raise ValueError(f"{name} {value!r} must be {_wanted(kinds, rule)}")
 

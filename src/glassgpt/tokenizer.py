@@ -292,6 +292,26 @@ class Tokenizer:
                 ids += self._encode_plain(part)
         return ids
 
+    def encode_parts(self, parts: Iterable[tuple[str, bool]]) -> list[int]:
+        """Ids of texts in a row, cut as one text; a special token's name counts only within a part marked True.
+
+        So text from one hand can be set into text from another, and never make a control token. Errors as in `encode`.
+        """
+        ids: list[int] = []
+        plain = ""
+        for text, trusted in parts:
+            for piece in _split_keeping(text, self._specials) if trusted else [text]:
+                if trusted and piece in self._specials:
+                    ids += [*self.encode(plain), self._specials[piece]]
+                    plain = ""
+                else:
+                    plain += piece
+        return ids + self.encode(plain)
+
+    def special_tokens_in(self, text: str) -> list[str]:
+        """The names of special tokens in `text`, in order."""
+        return [part for part in _split_keeping(text, self._specials) if part in self._specials]
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many texts, over all cores. Special tokens are plain text, as in `encode`, and so are the errors."""
         for text in texts:

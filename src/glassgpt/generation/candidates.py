@@ -7,7 +7,7 @@ it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,11 +34,11 @@ class Candidate:
     score: float
     """The model's own."""
     adjusted: float
-    """The score after the repetition penalty."""
+    """The score after the bias and the penalties."""
     probability: float
     """By the model alone: the softmax of its scores over the tokens there are."""
     final: float
-    """The probability that it is drawn with: after penalty, temperature and filters; 0 where it was removed."""
+    """The probability that it is drawn with, after penalties, temperature and filters; 0 where it was removed."""
     removed_by: str | None
     """One of `FILTERS`; None where it was kept."""
 
@@ -50,7 +50,7 @@ class Removed:
     filter: str
     n_tokens: int
     probability: float
-    """Of those tokens together, after the repetition penalty and the temperature, before any filter."""
+    """Of those tokens together, after the penalties and the temperature, before any filter."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Choice:
     n_tokens: int
     """How many tokens there were to choose from."""
     rest: list[tuple[float, int]]
-    """What is not among the candidates, in bins: (score after the repetition penalty, how many tokens), highest first.
+    """What is not among the candidates, in bins: (score after bias and penalties, how many tokens), highest first.
 
     With it a softmax at any temperature can be computed without all scores; at 1 it is exact.
     """
@@ -84,22 +84,24 @@ def explain_choice(
     tokenizer: Tokenizer,
     history: Sequence[int] = (),
     *,
+    drawn: Mapping[int, int] | None = None,
     n: int = 50,
     also: Collection[int] = (),
 ) -> Choice:
     """How `sampling` chooses from the (vocab_size,) `scores` that follow the ids of `history`.
 
-    The result has the `n` best candidates, and those of `also`, which are ids. `ValueError` for scores that are not
-    finite.
+    `drawn` says how often each token was drawn, for the penalties that go by that. The result has the `n` best
+    candidates, and those of `also`, which are ids. `ValueError` for scores that are not finite.
     """
+    drawn = drawn or {}
     scores = scores[: tokenizer.n_vocab]
-    before = np.array(adjusted(scores, history, sampling.repetition_penalty), dtype=np.float64)
+    before = np.array(adjusted(sampling, scores, history, drawn=drawn), dtype=np.float64)
     own = _softmax(scores.astype(np.float64))
     final = np.zeros(len(scores))
-    ids, probabilities = candidates(sampling, scores, history)
+    ids, probabilities = candidates(sampling, scores, history, drawn=drawn)
     final[ids] = probabilities
 
-    removed_by, removed = _removals(sampling, scores, history, ids)
+    removed_by, removed = _removals(sampling, scores, history, drawn, ids)
     order = np.argsort(-before, kind="stable")
     ranks = np.empty_like(order)
     ranks[order] = np.arange(1, len(order) + 1)
@@ -120,12 +122,13 @@ def explain_choice(
     return Choice(best, removed, len(scores), _bins(np.delete(before, shown)))
 
 
-def _removals(sampling: Sampling, scores: Row, history: Sequence[int], kept: Any) -> tuple[Any, list[Removed]]:
+def _removals(
+    sampling: Sampling, scores: Row, history: Sequence[int], drawn: Mapping[int, int], kept: Any
+) -> tuple[Any, list[Removed]]:
     """The number of the filter that removed each token, -1 for none, and what each removed in all."""
-    so_far = Sampling(
-        repetition_penalty=sampling.repetition_penalty, temperature=sampling.temperature or 1.0
-    )  # at 0 nothing but the best is left; what it removed is told at 1
-    ids, probabilities = candidates(so_far, scores, history)
+    # at a temperature of 0 nothing but the best is left: what it removed is told at 1
+    so_far = sampling.replace(temperature=sampling.temperature or 1.0, top_k=None, top_p=None, min_p=None)
+    ids, probabilities = candidates(so_far, scores, history, drawn=drawn)
     tempered = np.zeros(len(scores))
     tempered[ids] = probabilities
 
@@ -135,7 +138,7 @@ def _removals(sampling: Sampling, scores: Row, history: Sequence[int], kept: Any
         if getattr(so_far, name) == getattr(sampling, name):
             continue
         so_far = so_far.replace(**{name: getattr(sampling, name)})
-        ids = kept if so_far == sampling else candidates(so_far, scores, history)[0]
+        ids = kept if so_far == sampling else candidates(so_far, scores, history, drawn=drawn)[0]
         now = np.zeros(len(scores), dtype=bool)
         now[ids] = True
         gone = left & ~now

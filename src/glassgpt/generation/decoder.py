@@ -91,7 +91,7 @@ class Speculative(Decoder, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """How a live row draws its next tokens, as `sampling.draw` does without a repetition penalty."""
+    """How a live row draws its next tokens, as `sampling.draw` does where no option changes scores."""
 
     sampling: Sampling
     n_vocab: int

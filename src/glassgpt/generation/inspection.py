@@ -6,6 +6,7 @@ All numbers are the readable model's, computed in one pass.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,24 +52,32 @@ def describe_place(
     token: int | None,
     sampling: Sampling,
     *,
+    n_drawn: int = 0,
     n: int = 50,
     decimals: int = 6,
 ) -> dict[str, Any]:
     """`place`, which follows the ids `before` and where `token` came, ready for JSON; attention is rounded.
 
-    It has the `n` best candidates, and `token`.
+    `n_drawn`: so many of the last of `before` were drawn, not given. It has the `n` best candidates, and `token`.
     """
     also = () if token is None else (token,)
-    choice = explain_choice(sampling, place.scores, tokenizer, before, n=n, also=also)
+    drawn = drawn_ids(before, n_drawn)
+    choice = explain_choice(sampling, place.scores, tokenizer, before, drawn=drawn, n=n, also=also)
     attention = np.round(place.attention.astype(np.float64), decimals).tolist()
     return {"position": len(before), "token": token, **choice.to_dict(), "attention": attention}
 
 
 def drawn_at(place: Place, tokenizer: Tokenizer, before: Sequence[int], n_drawn: int, generation: Generation) -> int:
-    """The id that `generation`, whose seed must be given, draws at a place after `n_drawn` other draws."""
+    """The id that `generation`, with its seed, draws at a place after `n_drawn` other draws: the last of `before`."""
     uniform = UniformStream(generation.seed).peek(n_drawn)
     excluded = tuple(tokenizer.stop_ids) if generation.ignore_eot else ()
-    return draw(generation, place.scores[: tokenizer.n_vocab], before, uniform, excluded)
+    scores = place.scores[: tokenizer.n_vocab]
+    return draw(generation, scores, before, uniform, excluded, drawn_ids(before, n_drawn))
+
+
+def drawn_ids(before: Sequence[int], n_drawn: int) -> Counter[int]:
+    """How often each of the last `n_drawn` ids is among them."""
+    return Counter(before[len(before) - n_drawn :] if n_drawn else ())
 
 
 def inspect_text(model: GPTModel, tokenizer: Tokenizer, text: str, sampling: Sampling, n: int = 50) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
 
 from glassgpt.options import Options, option
 
@@ -16,11 +16,21 @@ SPECULATE = ("none", "lookup")
 class Sampling(Options):
     """How the next token is drawn. The filters apply in this order, each to what the one before it kept.
 
-    Raises `ValueError` for a value outside its range, naming the field.
+    Before them scores change as in vLLM: the bias, the repetition penalty (of all that is in the text), then OpenAI's
+    two, of what was drawn. Raises `ValueError` for a value outside its range, naming the field.
     """
 
     repetition_penalty: float = option(
         1.0, "above 1 avoids tokens that are already in the text (Keskar et al. 2019)", unit="factor", above=0
+    )
+    presence_penalty: float = option(
+        0.0, "subtracted from the score of each token that was drawn before", unit="score", at_least=-2, at_most=2
+    )
+    frequency_penalty: float = option(
+        0.0, "subtracted from a token's score for each time it was drawn before", unit="score", at_least=-2, at_most=2
+    )
+    logit_bias: tuple[tuple[int, float], ...] = option(
+        (), "add BIAS to the score of the token ID, -100 forbids it; may be repeated", unit="id=bias", derived="none"
     )
     temperature: float = option(1.0, "0 is greedy, below 1 safer, above 1 wilder", unit="T", at_least=0)
     top_k: int | None = option(None, "keep the K best tokens", unit="K", at_least=1, derived="all")
@@ -41,6 +51,40 @@ class Sampling(Options):
         derived="all",
     )
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "logit_bias", tuple(sorted(_biases(self.logit_bias).items())))
+        super().__post_init__()
+
+    @property
+    def changes_scores(self) -> bool:
+        """Whether a score is not taken as the model gave it."""
+        return (
+            self.repetition_penalty != 1
+            or self.presence_penalty != 0
+            or self.frequency_penalty != 0
+            or bool(self.logit_bias)
+        )
+
+
+def _biases(given: object) -> dict[int, float]:
+    """By token id; from a mapping, from pairs, or from texts "ID=BIAS"."""
+    items: Iterable[Any] = (given,)
+    if isinstance(given, Mapping):
+        items = given.items()
+    elif isinstance(given, Iterable) and not isinstance(given, str):
+        items = given
+    biases: dict[int, float] = {}
+    for item in items:
+        try:
+            token, bias = item.split("=") if isinstance(item, str) else item
+            token, bias = int(token), float(bias)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"logit_bias {item!r} must be a token id and a number, such as 50256=-100") from None
+        if token < 0 or not -100 <= bias <= 100:
+            raise ValueError(f"logit_bias {token}={bias:g} must be a token id, and a number from -100 to 100")
+        biases[token] = bias
+    return biases
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation(Sampling):
@@ -59,6 +103,13 @@ class Generation(Sampling):
         choices=OVERFLOW,
     )
     ignore_eot: bool = option(False, "never draw the end of text")
+    logprobs: int | None = option(
+        None,
+        "with each token its log-probability, and those of the K likeliest, by the model's own scores",
+        unit="K",
+        at_least=0,
+        derived="none",
+    )
     speculate: str = option(
         "none",
         "guess the next tokens from what followed the last few before, and check them all at once (lookup): the same "
@@ -79,6 +130,9 @@ class GenerationKeywords(TypedDict, total=False):
     """The fields of `Generation`, for type checkers and editors; a test keeps the two alike."""
 
     repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] | Sequence[str]
     temperature: float
     top_k: int | None
     top_p: float | None
@@ -88,4 +142,5 @@ class GenerationKeywords(TypedDict, total=False):
     seed: int | None
     overflow: str
     ignore_eot: bool
+    logprobs: int | None
     speculate: str

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from glassgpt.generation.decoder import Draw
 from glassgpt.generation.decoder import Row as ScoreRow
 from glassgpt.generation.options import Generation
-from glassgpt.generation.sampling import UniformStream, UniqueIds, draw
+from glassgpt.generation.sampling import TokenLogprobs, UniformStream, UniqueIds, draw, logprobs_of
 from glassgpt.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -23,6 +24,8 @@ class Completion:
     n_prompt_tokens: int
     finish_reason: str
     """Why it ended: "length", "stop" or "end_of_text"; "cancelled" where a scheduler was told to."""
+    logprobs: list[TokenLogprobs] | None = None
+    """Of each new token, where they were asked for."""
 
 
 class Row:
@@ -35,9 +38,13 @@ class Row:
         generation: Generation,
         on_overflow: Callable[[int], None] | None = None,
     ) -> None:
-        """`on_overflow` hears the context length once the text exceeds it. `ValueError` for an empty prompt."""
+        """`on_overflow` hears the context length once the text exceeds it. `ValueError` for an empty prompt, and for a
+        bias of a token that there is not.
+        """
         if not prompt:
             raise ValueError("the prompt is empty: give at least one token")
+        if generation.logit_bias and (last := generation.logit_bias[-1][0]) >= tokenizer.n_vocab:
+            raise ValueError(f"logit_bias names the token {last}, the tokenizer has 0..{tokenizer.n_vocab - 1}")
         self.ids = list(prompt)
         self.n_prompt = len(prompt)
         self.finish_reason: str | None = None
@@ -45,9 +52,14 @@ class Row:
         self.overflow, self.speculate = generation.overflow, generation.speculate
         self.n_drawn = 0
         """Tokens so far, the end of text that `ids` leaves out included."""
+        self.logprobs: list[TokenLogprobs] = []
+        """Of each token after the prompt, where they were asked for."""
+        self.ends: list[int] = []
+        """Where the text of each token after the prompt ends, in characters."""
         self._tokenizer, self._generation, self._on_overflow = tokenizer, generation, on_overflow
         self._uniform = UniformStream(generation.seed)
         self._seen = UniqueIds(prompt)
+        self._drawn = Counter[int]()
         self._excluded = tuple(tokenizer.stop_ids) if generation.ignore_eot else ()
         self._decoder = StreamDecoder(tokenizer)
         self._stop = StopTexts(generation.stop)
@@ -55,11 +67,14 @@ class Row:
     def choose(self, scores: ScoreRow) -> int:
         """Draw this row's next token from (vocab_size,) scores; ids the tokenizer does not have are never drawn."""
         scores = scores[: self._tokenizer.n_vocab]
-        return draw(self._generation, scores, self._seen.array, self._uniform.draw(), self._excluded)
+        token = draw(self._generation, scores, self._seen.array, self._uniform.draw(), self._excluded, self._drawn)
+        if self._generation.logprobs is not None and token not in self._tokenizer.stop_ids:
+            self.logprobs.append(logprobs_of(scores, token, self._generation.logprobs))
+        return token
 
     def ahead(self, n: int) -> Draw | None:
-        """What `choose` would do for the next `n` tokens, where it does not depend on those."""
-        if self._generation.repetition_penalty != 1:
+        """What `choose` would do for the next `n` tokens, where those change nothing in it and nobody asks for more."""
+        if self._generation.changes_scores or self._generation.logprobs is not None:
             return None
         uniforms = [self._uniform.peek(i) for i in range(n)]
         return Draw(self._generation, self._tokenizer.n_vocab, self._excluded, uniforms)
@@ -72,7 +87,7 @@ class Row:
     def guess(self, scores: ScoreRow, ahead: int) -> int:
         """The token that `choose` would draw from another model's scores after `ahead` further ones."""
         scores = scores[: self._tokenizer.n_vocab]
-        return draw(self._generation, scores, self._seen.array, self._uniform.peek(ahead), self._excluded)
+        return draw(self._generation, scores, self._seen.array, self._uniform.peek(ahead), self._excluded, self._drawn)
 
     @property
     def n_left(self) -> int:
@@ -87,7 +102,9 @@ class Row:
             return self._release(self._decoder.finish())
         self.ids.append(token)
         self._seen.add(token)
+        self._drawn[token] += 1
         new = self._decoder.push(token)
+        self.ends.append(len(new) + (self.ends[-1] if self.ends else 0))
         if not self.n_left:
             self.finish_reason = "length"
             new += self._decoder.finish()
@@ -102,7 +119,8 @@ class Row:
     def completion(self) -> Completion:
         """The result; the row must be done."""
         assert self.finish_reason is not None
-        return Completion(self.text, self.ids[self.n_prompt :], self.n_prompt, self.finish_reason)
+        logprobs = None if self._generation.logprobs is None else self.logprobs
+        return Completion(self.text, self.ids[self.n_prompt :], self.n_prompt, self.finish_reason, logprobs)
 
     def _release(self, new: str) -> str:
         text, stopped = self._stop.push(new, final=self.finish_reason is not None)

@@ -1,4 +1,4 @@
-"""Which token comes next: greedy, temperature, top-k, top-p, min-p, repetition penalty.
+"""Which token comes next: greedy, temperature, top-k, top-p, min-p, penalties, biases.
 
 A token that was excluded, or whose probability is 0, cannot be drawn. Next to the model this costs nothing: filters are
 thresholds on the scores, exponentials are float32 and of what the filters keep, and no more is sorted than the tokens
@@ -7,10 +7,11 @@ near a cut. `benchmarks/sampling.py` measures it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from glassgpt.generation.options import Sampling
 Ids = npt.NDArray[np.intp]
 Probabilities = npt.NDArray[np.float64]
 
+_NOTHING: Mapping[int, int] = {}
 _BLOCK = 128  # weights that are summed before anything looks at single ones
 _BINS = 256  # of top-p, between the best token and the first that cannot be needed
 
@@ -89,29 +91,39 @@ class UniqueIds:
 
 
 def candidates(
-    sampling: Sampling, scores: Row, history: Sequence[int] | Ids = (), excluded: Sequence[int] = ()
+    sampling: Sampling,
+    scores: Row,
+    history: Sequence[int] | Ids = (),
+    excluded: Sequence[int] = (),
+    drawn: Mapping[int, int] = _NOTHING,
 ) -> tuple[Ids, Probabilities]:
     """The kept token ids, most probable first, and their probabilities, which sum to 1.
 
     `scores` is (vocab_size,); `history` holds the ids already in the text, and `excluded` those that may not come.
+    `drawn` says how often each token was drawn.
     Equal tokens come in the order of their ids. Raises `ValueError` for scores that are not finite: the model is
     broken, or its dtype too narrow.
     """
-    ids, weights = _kept(sampling, scores, history, excluded)
+    ids, weights = _kept(sampling, scores, history, excluded, drawn)
     order = np.argsort(-weights, kind="stable")
     probabilities = weights[order].astype(np.float64)
     return order if ids is None else ids[order], probabilities / probabilities.sum()
 
 
 def draw(
-    sampling: Sampling, scores: Row, history: Sequence[int] | Ids, uniform: float, excluded: Sequence[int] = ()
+    sampling: Sampling,
+    scores: Row,
+    history: Sequence[int] | Ids,
+    uniform: float,
+    excluded: Sequence[int] = (),
+    drawn: Mapping[int, int] = _NOTHING,
 ) -> int:
     """One token id: the cumulative distribution over the kept ids, inverted at `uniform` from [0, 1)."""
-    if (sampling.temperature == 0 or sampling.top_k == 1) and sampling.repetition_penalty == 1:
+    if (sampling.temperature == 0 or sampling.top_k == 1) and not sampling.changes_scores:
         best = int(scores.argmax())  # without a copy, most times
         if best not in excluded and np.isfinite(scores[best]):
             return best
-    ids, weights = _kept(sampling, scores, history, excluded)
+    ids, weights = _kept(sampling, scores, history, excluded, drawn)
     sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
     block, rest = _invert(sums, uniform * sums.sum())
     start = block * _BLOCK
@@ -132,12 +144,37 @@ def _invert(weights: Probabilities, target: float) -> tuple[int, float]:
     return index, target - (float(cumulative[index - 1]) if index else 0.0)
 
 
+@dataclasses.dataclass(frozen=True)
+class TokenLogprobs:
+    """How probable a token was by the model's own scores, whatever options it was drawn with."""
+
+    token: int
+    logprob: float
+    """Natural logarithm; -inf for a token that the model rules out."""
+    top: list[tuple[int, float]]
+    """The likeliest tokens and their log-probabilities, best first."""
+
+
+def logprobs_of(scores: Row, token: int, k: int) -> TokenLogprobs:
+    """Of a token after (vocab_size,) scores, and of the `k` likeliest; equal ones come in the order of their ids."""
+    logprobs = scores.astype(np.float64)
+    logprobs -= logprobs.max()
+    logprobs -= math.log(np.exp(logprobs).sum())
+    best = _largest(scores, min(k, len(scores))) if k else np.empty(0, np.intp)
+    best = best[np.argsort(-scores[best], kind="stable")]
+    return TokenLogprobs(token, float(logprobs[token]), [(int(i), float(logprobs[i])) for i in best])
+
+
 def _kept(
-    sampling: Sampling, scores: Row, history: Sequence[int] | Ids, excluded: Sequence[int]
+    sampling: Sampling,
+    scores: Row,
+    history: Sequence[int] | Ids,
+    excluded: Sequence[int],
+    drawn: Mapping[int, int],
 ) -> tuple[Ids | None, npt.NDArray[Any]]:
     """The kept ids in ascending order, None for all of them, and their weights: probabilities up to a factor."""
     with np.errstate(over="ignore"):  # an extreme option may send a score to -inf, whose exp is 0
-        scores = adjusted(scores, history, sampling.repetition_penalty, excluded)
+        scores = adjusted(sampling, scores, history, excluded, drawn)
         first = scores.argmax()  # of the best, or of what is no number
         best = scores[first]
         if not np.isfinite(best):  # single scores may be -inf: excluded
@@ -162,17 +199,32 @@ def _kept(
     return ids, np.exp(logits, out=weights[: len(logits)])
 
 
-def adjusted(scores: Row, history: Sequence[int] | Ids, penalty: float, excluded: Sequence[int] = ()) -> Row:
-    """Float32 or wider; those of `history` divided by `penalty` if positive, else multiplied; `excluded` at -inf."""
+def adjusted(
+    sampling: Sampling,
+    scores: Row,
+    history: Sequence[int] | Ids = (),
+    excluded: Sequence[int] = (),
+    drawn: Mapping[int, int] = _NOTHING,
+) -> Row:
+    """Float32 or wider. Biases are added; scores of `history` are divided by the repetition penalty if positive, else
+    multiplied; those of `drawn` are lowered by OpenAI's two; `excluded` are at -inf.
+    """
     scores = scores.astype(np.result_type(scores, np.float32), copy=False)
-    penalised = penalty != 1 and len(history) > 0
-    if penalised or excluded:
+    if sampling.changes_scores or excluded:
         scores = scores.copy()
-    if penalised:
+    if sampling.logit_bias:
+        for token, bias in sampling.logit_bias:
+            if token < len(scores):
+                scores[token] += np.float32(bias)
+    if sampling.repetition_penalty != 1 and len(history) > 0:
         seen = np.asarray(history, dtype=np.intp)
         seen = seen[seen < len(scores)]  # a padded model's prompt may hold ids that its tokenizer lacks
-        old, factor = scores[seen], float32(penalty)
+        old, factor = scores[seen], float32(sampling.repetition_penalty)
         scores[seen] = np.where(old > 0, old / factor, old * factor)
+    if drawn and (sampling.presence_penalty or sampling.frequency_penalty):
+        ids = np.fromiter(drawn.keys(), np.intp, len(drawn))
+        counts = np.fromiter(drawn.values(), np.float32, len(drawn))
+        scores[ids] -= np.float32(sampling.frequency_penalty) * counts + np.float32(sampling.presence_penalty)
     if excluded:
         scores[list(excluded)] = -np.inf
     return scores

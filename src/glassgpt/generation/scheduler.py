@@ -35,6 +35,9 @@ MOST_AHEAD = 64
 AHEAD_SECONDS = 0.02
 """So long a text does not go on for anybody to see, and a request is not cancelled."""
 
+_FIRST_CHUNK = 64
+"""Tokens of the first chunk of all, when nobody knows how long it takes."""
+
 Event = tuple["Request", str]
 
 
@@ -74,11 +77,19 @@ class Scheduler:
     """
 
     def __init__(
-        self, decoder: Decoder, max_rows: int | None = None, chunk: int = CHUNK, tally: Tally | None = None
+        self,
+        decoder: Decoder,
+        max_rows: int | None = None,
+        chunk: int = CHUNK,
+        tally: Tally | None = None,
+        chunk_seconds: float | None = None,
+        remembered: int = 0,
     ) -> None:
         """`decoder` has no live rows; None for `max_rows` goes by `Decoder.row_bytes`. `ValueError` below 1.
 
-        `tally` is told what came of speculation.
+        `tally` is told what came of speculation. With `chunk_seconds` a step reads no more than takes about so long,
+        also where nobody waits for it. Of prompts that were read, up to so many tokens are `remembered` for those that
+        begin with them.
         """
         if max_rows is None:
             max_rows = max(1, min(MOST_ROWS, MOST_BYTES // max(1, decoder.row_bytes)))
@@ -92,12 +103,19 @@ class Scheduler:
         self._live: list[Request] = []  # at the decoder's indices
         self._step_seconds = math.inf  # of the last one
         self._numbers = itertools.count()
-        self._prefixes = Prefixes(2 * decoder.context_length)
+        self._prefixes = Prefixes(max(2 * decoder.context_length, remembered))
+        self._remembers, self._chunk_seconds = remembered > 0, chunk_seconds
+        self._reading_rate = _FIRST_CHUNK / chunk_seconds if chunk_seconds else math.inf  # tokens per second
 
     @property
     def n_waiting(self) -> int:
         """Requests that no work has been done for yet."""
         return len(self._waiting)
+
+    @property
+    def n_live(self) -> int:
+        """Requests that are read or live."""
+        return len(self._reading) + len(self._live)
 
     @property
     def busy(self) -> bool:
@@ -161,12 +179,16 @@ class Scheduler:
         self._admit()
         alone = not self._live and len(self._reading) == 1  # nobody waits for the end of a chunk
         budget = self._decoder.context_length if alone else self._chunk
+        if self._chunk_seconds:
+            budget = min(budget, max(WORTH, int(self._chunk_seconds * self._reading_rate)))
         least = min(WORTH, budget)  # what a turn costs, however few its tokens
         while budget >= least and (reader := self._next({request for request, _ in events})):
             budget -= max(least, self._read(reader, budget))
             if reader.n_read == len(reader.tokens):
                 assert reader.prefix is not None
                 self._reading.remove(reader)
+                if self._remembers and not reader.row.n_drawn and reader.n_read >= WORTH:
+                    self._prefixes.keep(reader.tokens, reader.prefix)
                 events.append(self._draw(reader, reader.prefix.scores))
                 self._go_on(reader)
                 self._admit()
@@ -270,7 +292,9 @@ class Scheduler:
         goal = request.shared if start < request.shared else len(request.tokens)
         end = min(goal, start + most)
         if start < end:
+            began = time.perf_counter()
             request.prefix = self._decoder.read(request.tokens[start:end], request.prefix)
+            self._reading_rate = (end - start) / max(time.perf_counter() - began, 1e-9)
             if end == request.shared:
                 self._prefixes.keep(request.tokens[:end], request.prefix)
         return end - start

@@ -1,1 +1,1 @@
-"""A server for a model directory, and its page in the browser. Needs the extra `server`."""
+"""Models behind HTTP, in the form of OpenAI's interface: what `glassgpt serve` runs. An extra: `glassgpt[server]`."""

@@ -52,17 +52,20 @@ class Inspections:
         with self._lock:
             readable, tokenizer = self._load(model)
             ids = tokenizer.encode(text) if isinstance(text, str) else list(text)
+            if not ids:
+                raise ValueError("the prompt is empty: give at least one token")
             position = len(ids) if position is None else position
-            check_int("position", position, at_least=1, at_most=max(1, len(ids)))
+            check_int("position", position, at_least=1, at_most=len(ids))
             if bad := [i for i in ids if not 0 <= i < tokenizer.n_vocab]:
                 raise ValueError(f"token id {bad[0]} is outside the tokenizer's 0..{tokenizer.n_vocab - 1}")
             before = ids[:position]
             place = self._place(model, readable, tuple(before))
         token = ids[position] if position < len(ids) else None
-        result = describe_place(place, tokenizer, before, token, options, n=options.n)
+        n_drawn = min(options.n_drawn, len(before))
+        result = describe_place(place, tokenizer, before, token, options, n_drawn=n_drawn, n=options.n)
         if options.seed is not None:
             generation = Generation(**{name: getattr(options, name) for name in (*Sampling.rules(), "seed")})
-            result["drawn"] = drawn_at(place, tokenizer, before, options.n_drawn, generation)
+            result["drawn"] = drawn_at(place, tokenizer, before, n_drawn, generation)
         return {"model": model, **result}
 
     def _load(self, model: str) -> tuple[GPTModel, Tokenizer]:

@@ -75,17 +75,10 @@ async def inspect(body: InspectRequest, request: Request) -> Response:
     """The candidates, the filters and the attention at one place of a text, by the readable model in float32."""
     served = find_model(request, body.model)
     ids = await asyncio.to_thread(served.encode, body.prompt) if isinstance(body.prompt, str) else body.prompt
-    options = InspectOptions.from_dict(
-        body.generation() | {"n": body.candidates, "seed": body.seed, "n_drawn": body.n_drawn}
-    )
-    turns = _turns(request)
-    return JSONResponse(
-        await listening(
-            turns.take(served.name, ids, body.position, options),
-            request.receive,
-            state_of(request).options.request_seconds,
-        )
-    )
+    options = InspectOptions.from_dict(body.generation() | {"n": body.candidates, "n_drawn": body.n_drawn})
+    seconds = state_of(request).options.request_seconds
+    work = _turns(request).take(served.name, ids, body.position, options)
+    return JSONResponse(await listening(work, request.receive, seconds))
 
 
 class _Turns:

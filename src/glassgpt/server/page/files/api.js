@@ -66,7 +66,7 @@ const server = {
         if (data === "[DONE]") return;
         if (!data) continue;
         const value = JSON.parse(data);
-        if (value.error) throw new ServerError(value.error.code || 500, value.error.message);
+        if (value.error) throw new ServerError(500, value.error.message);
         yield value;
       }
     }

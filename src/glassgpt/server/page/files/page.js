@@ -96,7 +96,7 @@ async function tokenize(model, text) {
 }
 
 async function generate() {
-  if (busy() || server.gone) return;
+  if (busy() || $("generate").disabled) return;
   complain("");
   clearChoice(active);
   active = panes[0];
@@ -115,9 +115,11 @@ async function swap(candidate) {
 }
 
 async function branch(pane, at, ...tokens) {
-  if (busy() || server.gone) return;
+  if (busy()) return;
   clearChoice(pane);
   pane.branch(at, ...tokens);
+  makeCurrent([...pane.text.children], pane.text.children[at]);
+  pane.text.children[at].focus(); // what had it is gone
   await guarded(() => write(pane));
 }
 
@@ -135,7 +137,7 @@ async function write(pane) {
   const began = performance.now();
   let first = null;
   let n = 0;
-  const rate = () => (n > 1 ? `${whole(n)} tokens, ${((n - 1) / ((performance.now() - first) / 1000)).toFixed(1)} tokens/s` : "");
+  const rate = () => (n > 1 ? `${whole(n)} tokens, ${speed((n - 1) / ((performance.now() - first) / 1000))}` : "");
   let end = "";
   try {
     for await (const { choices: [choice] } of server.stream("v1/completions", body, pane.abort.signal)) {
@@ -166,8 +168,8 @@ function tokensOf(choice) {
   const { logprobs, token_ids: ids = [] } = choice;
   return ids.map((id, i) => ({
     id,
-    text: logprobs?.tokens?.[i] ?? (i === ids.length - 1 ? choice.text : ""),
-    probability: logprobs ? Math.exp(logprobs.token_logprobs[i]) : null,
+    text: logprobs.tokens[i].replace(/^bytes:.*/, "\ufffd"), // a part of a character
+    probability: Math.exp(logprobs.token_logprobs[i]),
   }));
 }
 
@@ -185,11 +187,14 @@ function complain(words) {
 }
 
 function drawButtons() {
+  const [going, coming] = busy() ? ["generate", "stop"] : ["stop", "generate"];
+  const hadFocus = document.activeElement === $(going);
   $("generate").hidden = busy();
   $("stop").hidden = !busy();
   $("continue").hidden = busy() || !active.tokens.length;
   $("panes").classList.toggle("two", sideBySide());
   panes[1].root.hidden = !sideBySide() || !panes[1].current;
+  if (hadFocus) $(coming).focus();
 }
 
 // ---- beginning ------------------------------------------------------------------------------------------------------
@@ -209,6 +214,7 @@ async function listModels() {
     $(`model-${number}`).value = names.includes(before) ? before : names[Math.min(number, names.length - 1)];
   });
   $("compare").hidden = names.length < 2;
+  $("generate").disabled = !names.length;
   await training.watch($("model-0").value);
 }
 
@@ -272,7 +278,7 @@ function setUpWriting() {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); generate(); }
   });
   const stop = () => panes.forEach((pane) => pane.abort?.abort());
-  $("stop").addEventListener("click", () => { stop(); $("generate").focus(); });
+  $("stop").addEventListener("click", stop);
   document.addEventListener("keydown", (event) => { if (event.key === "Escape" && busy()) stop(); });
   $("continue").addEventListener("click", () => { complain(""); used().filter((pane) => pane.current).forEach((pane) => guarded(() => write(pane))); });
   $("compare").addEventListener("click", () => {

@@ -21,6 +21,8 @@ function percent(p) {
 
 const whole = (n) => n.toLocaleString("en");
 
+const speed = (rate) => `${rate < 100 ? rate.toFixed(1) : whole(Math.round(rate))} tokens/s`;
+
 // A token's text where it stands alone: what cannot be seen gets a sign.
 function visible(text) {
   if (text === "") return "∅";
@@ -35,7 +37,7 @@ const shade = (p) => SHADES.findIndex(([least]) => p >= least);
 
 function drawLegend(place, shading) {
   if (shading === "attention") {
-    place.replaceChildren("Shaded by attention: ", element("i", { className: "swatch ramp", ariaHidden: "true" }), "none to all of it");
+    place.replaceChildren("Shaded by attention: ", element("i", { className: "swatch ramp", ariaHidden: "true" }), "none to most");
     return;
   }
   const swatches = SHADES.map(([, words], number) => element("span", { className: "swatches" }, element("i", { className: `swatch p${number}`, ariaHidden: "true" }), words));

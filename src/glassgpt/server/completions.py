@@ -1,0 +1,181 @@
+"""`/v1/completions` and `/v1/chat/completions`: from a request to an answer, whole or as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from glassgpt.generation.row import Row
+from glassgpt.server import shapes
+from glassgpt.server.engine import Piece
+from glassgpt.server.errors import ApiError, JSONResponse
+from glassgpt.server.schema import ChatRequest, CompletionRequest, Message, Sampled
+from glassgpt.server.served import Served
+from glassgpt.server.state import find_model, note, state_of
+from glassgpt.server.stream import EventStream, Texts, cancelling, listening
+
+router = APIRouter()
+
+DEFAULT_TOKENS = 16
+"""New tokens of a completion that says nothing of them, as OpenAI has it."""
+
+
+@dataclasses.dataclass
+class _Work:
+    """A request that was checked."""
+
+    served: Served
+    body: Sampled
+    prompts: list[list[int]]
+    rows: list[Row]
+    shape: shapes.CompletionShape | shapes.ChatShape
+    echoed: Sequence[str]
+    """What each prompt's texts begin with."""
+    prefix: str
+    n: int
+
+    @property
+    def n_prompt(self) -> int:
+        return sum(map(len, self.prompts))
+
+
+@router.post("/v1/completions")
+async def completions(body: CompletionRequest, request: Request) -> Response:
+    """Go on with one text or several."""
+    served = find_model(request, body.model)
+    return await _answer(await asyncio.to_thread(_completion_work, served, body), request)
+
+
+@router.post("/v1/chat/completions")
+async def chat_completions(body: ChatRequest, request: Request) -> Response:
+    """Answer the last message of a talk."""
+    served = find_model(request, body.model)
+    return await _answer(await asyncio.to_thread(_chat_work, served, body), request)
+
+
+def _completion_work(served: Served, body: CompletionRequest) -> _Work:
+    given = body.prompt if body.prompt is not None else ""
+    several = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
+    n = body.n or 1
+    if n * len(several) > served.options.max_n:
+        raise ApiError(400, f"{len(several)} prompts with n {n}: at most {served.options.max_n} texts", param="n")
+    prompts = [served.check(served.encode(p) if isinstance(p, str) else p) for p in several]  # type: ignore[arg-type]
+    if body.echo and body.logprobs is not None:
+        raise ApiError(400, "echo with logprobs is not supported: log-probabilities are of new tokens", param="echo")
+    asked = body.generation() | {"stop": body.stops(), "logprobs": body.logprobs}
+    rows = served.rows(prompts, n, asked, body.max_tokens or DEFAULT_TOKENS)
+    shape = shapes.CompletionShape(served.tokenizer, body.logprobs is not None, bool(body.return_token_ids))
+    echoed = [_text(served, p, ids) if body.echo else "" for p, ids in zip(several, prompts, strict=True)]
+    return _Work(served, body, prompts, rows, shape, echoed, "cmpl", n)
+
+
+def _text(served: Served, given: Any, ids: list[int]) -> str:
+    return given if isinstance(given, str) else served.tokenizer.decode(ids)
+
+
+def _chat_work(served: Served, body: ChatRequest) -> _Work:
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs true", param="top_logprobs")
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        raise ApiError(400, "max_tokens and max_completion_tokens say the same: leave one out", param="max_tokens")
+    prompt = served.check(served.encode_chat(plain(body.messages)))
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    asked = body.generation() | {"stop": (*body.stops(), *served.chat.stop), "logprobs": logprobs}
+    n = body.n or 1
+    rows = served.rows([prompt], n, asked, body.max_completion_tokens or body.max_tokens)
+    shape = shapes.ChatShape(served.tokenizer, bool(body.logprobs), bool(body.return_token_ids))
+    return _Work(served, body, [prompt], rows, shape, [""], "chatcmpl", n)
+
+
+def plain(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages as chat templates take them."""
+    return [{"role": message.role, "content": message.text()} for message in messages]
+
+
+async def _answer(work: _Work, request: Request) -> Response:
+    state = state_of(request)
+    texts = Texts(work.served.engine, work.rows, work.served.name, state.metrics)
+    state.metrics.prompt_tokens.labels(work.served.name).inc(work.n_prompt)
+    note(request, model=work.served.name, n_prompt=work.n_prompt, texts=texts)
+    if state.options.log_prompts:
+        note(request, prompts=[work.served.tokenizer.decode(ids) for ids in work.prompts], rows=work.rows)
+    headers = {"x-glassgpt-chat": work.served.chat.kind} if work.prefix == "chatcmpl" else {}
+    identity = f"{work.prefix}-{secrets.token_hex(12)}"
+    seconds = state.options.request_seconds
+    pieces = texts.pieces()
+    if work.body.stream:
+        try:
+            first = await listening(anext(pieces), request.receive, seconds)
+        except BaseException:
+            texts.cancel()
+            raise
+        return EventStream(_chunks(work, identity, first, pieces, texts), texts, seconds, headers)
+    with cancelling(texts):
+        whole = await listening(_collect(pieces), request.receive, seconds)
+    return JSONResponse(_whole(work, identity, whole, texts), headers=headers)
+
+
+async def _collect(pieces: AsyncIterator[list[Piece]]) -> list[Piece]:
+    found: dict[int, list[Piece]] = {}
+    async for some in pieces:
+        for piece in some:
+            found.setdefault(piece.index, []).append(piece)
+    return [shapes.joined(found[index]) for index in sorted(found)]
+
+
+def _whole(work: _Work, identity: str, whole: list[Piece], texts: Texts) -> dict[str, Any]:
+    choices = []
+    for piece in whole:
+        choice = work.shape.whole(piece, work.echoed[piece.index // work.n])
+        if work.body.return_token_ids:
+            choice["prompt_token_ids"] = work.prompts[piece.index // work.n]
+        choices.append(choice)
+    answer = shapes.envelope(identity, work.shape.kind, work.served.name, choices)
+    answer["usage"] = shapes.usage(work.n_prompt, texts.n_tokens)
+    if work.body.return_token_ids and len(work.prompts) == 1:
+        answer["prompt_token_ids"] = work.prompts[0]
+    return answer
+
+
+async def _chunks(
+    work: _Work, identity: str, first: list[Piece], pieces: AsyncIterator[list[Piece]], texts: Texts
+) -> AsyncIterator[dict[str, Any]]:
+    options = work.body.stream_options
+    wants_usage = options is not None and bool(options.include_usage)
+
+    def chunk(choices: list[dict[str, Any]]) -> dict[str, Any]:
+        found = shapes.envelope(identity, work.shape.chunk_kind, work.served.name, choices)
+        return found | {"usage": None} if wants_usage else found
+
+    for index in range(len(work.rows)):
+        of_prompt = index // work.n
+        for choice in work.shape.opening(index, work.echoed[of_prompt]):
+            yield chunk([choice])
+    unsaid = set(range(len(work.rows))) if work.body.return_token_ids else set()
+
+    def told(some: list[Piece]) -> list[dict[str, Any]]:
+        found = []
+        for piece in some:
+            for choice in work.shape.chunks(piece):
+                whole = chunk([choice])
+                if piece.index in unsaid:  # with the first tokens of each text
+                    unsaid.discard(piece.index)
+                    choice["prompt_token_ids"] = work.prompts[piece.index // work.n]
+                    if len(work.prompts) == 1:
+                        whole["prompt_token_ids"] = work.prompts[0]
+                found.append(whole)
+        return found
+
+    for found in told(first):
+        yield found
+    async for some in pieces:
+        for found in told(some):
+            yield found
+    if wants_usage:
+        yield chunk([]) | {"usage": shapes.usage(work.n_prompt, texts.n_tokens)}

@@ -1,0 +1,62 @@
+"""Connections themselves: how many there may be, how long one may say nothing, and errors below HTTP's in one form."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from glassgpt.server.errors import ApiError, dumps
+
+
+def limited_protocol(most: int, seconds: float) -> type[H11Protocol]:
+    """Uvicorn's protocol for at most `most` connections, each with its first request within `seconds`."""
+
+    class Limited(H11Protocol):
+        _clock: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            if len(self.connections) > most:
+                self._refuse(
+                    ApiError(503, f"more than {most} connections: try again later", code="too_many_connections")
+                )
+            else:
+                self._keep_time()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_clock()
+            super().connection_lost(exc)
+
+        def handle_events(self) -> None:
+            super().handle_events()
+            self._keep_time()
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(ApiError(400, msg))
+
+        def _keep_time(self) -> None:
+            """From when something is waited for until a request is there; between requests uvicorn keeps it."""
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._stop_clock()
+            elif self._clock is None and self.timeout_keep_alive_task is None:
+                self._clock = self.loop.call_later(seconds, self._late)
+
+        def _late(self) -> None:
+            self._refuse(ApiError(408, f"no request came within {seconds:g} s", code="timeout"))
+
+        def _stop_clock(self) -> None:
+            if self._clock is not None:
+                self._clock.cancel()
+                self._clock = None
+
+        def _refuse(self, error: ApiError) -> None:
+            """Written as bytes: there is no request that it would be the answer to."""
+            body = dumps(error.body())
+            head = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+            head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            self.transport.write(head.encode("ascii") + body)
+            self.transport.close()
+
+    return Limited
