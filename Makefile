@@ -3,10 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo notebook test quick check format docs clean
+.PHONY: demo serve notebook test quick check format docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/glassgpt demo
+
+# MODEL: a model directory, or a name such as gpt2; without it the newest demo's, which is made where there is none
+serve: $(VENV)/.installed-server
+	@model="$(MODEL)"; \
+	if [ -z "$$model" ]; then \
+		model=$$(ls -dt runs/demo*/ 2>/dev/null | head -n 1); \
+		if [ -z "$$model" ]; then $(BIN)/glassgpt demo && model=runs/demo; fi; \
+	fi; \
+	exec $(BIN)/glassgpt serve "$${model%/}"
 
 notebook: $(VENV)/.installed-notebook
 	$(BIN)/jupyter lab src/attention_implementation.ipynb
@@ -40,6 +49,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+$(VENV)/.installed-server: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[server]"
 	touch $@
 
 $(VENV)/.installed-notebook: $(VENV)/.installed

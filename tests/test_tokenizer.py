@@ -238,6 +238,26 @@ def test_the_end_of_text_is_plain_unless_allowed(tokenizers_by_kind: Kinds, kind
     assert tokenizer.decode(parted) == text
 
 
+PARTS = [END_OF_TEXT, "<|endof", "text|>", "a", " word", "\n", END_OF_TEXT * 2]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bpe", "bytes"])
+@given(parts=st.lists(st.tuples(st.sampled_from(PARTS), st.booleans())))
+def test_only_trusted_parts_make_control_tokens(
+    tokenizers_by_kind: Kinds, kind: str, parts: list[tuple[str, bool]]
+) -> None:
+    """Not even where a name comes about from two parts; and else the parts are encoded as the one text they make."""
+    tokenizer = tokenizers_by_kind[kind]
+    ids = tokenizer.encode_parts(parts)
+    assert tokenizer.decode(ids) == "".join(text for text, _ in parts)
+    n_trusted = sum(text.count(END_OF_TEXT) for text, trusted in parts if trusted)
+    assert ids.count(tokenizer.eot_id) == n_trusted  # type: ignore[arg-type]
+    if not n_trusted:
+        assert ids == tokenizer.encode("".join(text for text, _ in parts))
+    if all(trusted for _, trusted in parts) and "<|endof" not in [text for text, _ in parts]:
+        assert ids == tokenizer.encode("".join(text for text, _ in parts), allowed_special="all")
+
+
 def test_the_literal_end_of_text_in_a_character_vocabulary() -> None:
     tokenizer = Tokenizer.characters([END_OF_TEXT + "ab"])
     assert tokenizer.decode(tokenizer.encode("a" + END_OF_TEXT)) == "a" + END_OF_TEXT

@@ -11,7 +11,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from glassgpt.generation.options import Sampling
-from glassgpt.generation.sampling import UniformStream, UniqueIds, candidates, draw
+from glassgpt.generation.sampling import UniformStream, UniqueIds, candidates, draw, logprobs_of
 
 # distinct scores, so that every cut has one right answer; ties have tests of their own
 SCORES = st.lists(st.integers(-400, 400), min_size=1, max_size=12, unique=True).map(lambda xs: [x / 16 for x in xs])
@@ -74,6 +74,61 @@ def test_kept_ids_and_their_probabilities_are_the_references(
     found = kept(Sampling(**options), scores, history)
     assert found.keys() == wanted.keys()
     assert all(found[i] == pytest.approx(wanted[i], rel=1e-4, abs=1e-12) for i in wanted)
+
+
+BIASES = st.dictionaries(st.integers(0, 15), st.sampled_from([-100.0, -2.5, 0.5, 3.0]), max_size=4)
+PENALTIES = st.sampled_from([-2.0, -0.5, 0.0, 0.25, 2.0])
+
+
+@given(scores=SCORES, options=OPTIONS, bias=BIASES, presence=PENALTIES, frequency=PENALTIES, data=st.data())
+def test_biases_and_penalties_are_openais_formula(
+    scores: list[float],
+    options: dict[str, Any],
+    bias: dict[int, float],
+    presence: float,
+    frequency: float,
+    data: st.DataObject,
+) -> None:
+    """score[j] + bias[j], the repetition penalty of that, - count[j] * frequency - (count[j] > 0) * presence."""
+    history = data.draw(st.lists(st.integers(0, len(scores) - 1), max_size=5), "history")
+    drawn = Counter(history[data.draw(st.integers(0, len(history)), "prompt") :])
+    x = np.array(scores)
+    for token, b in bias.items():
+        x[token : token + 1] += b
+    for i in set(history):
+        x[i] = x[i] / options["repetition_penalty"] if x[i] > 0 else x[i] * options["repetition_penalty"]
+    for i, n in drawn.items():
+        x[i] -= n * frequency + presence
+    assume(len({round(float(y), 4) for y in x}) == len(x))  # equal ones go by their ids, up to rounding
+    wanted, margin = reference(x.tolist(), [], **options)
+    assume(margin > 1e-5)
+    sampling = Sampling(**options, logit_bias=bias, presence_penalty=presence, frequency_penalty=frequency)
+    given_scores = np.asarray(scores, dtype=np.float32)
+    ids, probabilities = candidates(sampling, given_scores, history, (), drawn)
+    found = dict(zip(ids.tolist(), probabilities.tolist(), strict=True))
+    assert found.keys() == wanted.keys()
+    assert all(found[i] == pytest.approx(wanted[i], rel=1e-3, abs=1e-9) for i in wanted)
+    assert draw(sampling, given_scores, history, 0.5, (), drawn) in wanted
+    assert given_scores.tolist() == np.asarray(scores, dtype=np.float32).tolist()  # left as they were
+
+
+@pytest.mark.parametrize("given", [{3: 1.5, 1: -2}, [(3, 1.5), (1, -2)], ["3=1.5", "1=-2"], [[1, -2], [3, 1.5]]])
+def test_biases_are_given_in_several_ways(given: Any) -> None:
+    sampling = Sampling(logit_bias=given)
+    assert sampling.logit_bias == ((1, -2.0), (3, 1.5))
+    assert Sampling.from_dict(sampling.to_dict()) == sampling
+
+
+@given(size=st.integers(1, 300), k=st.integers(0, 20), seed=st.integers(0, 99))
+def test_logprobs_are_the_log_softmax(size: int, k: int, seed: int) -> None:
+    scores = np.random.default_rng(seed).normal(0, 5, size).astype(np.float32)
+    scores[seed % size] = -np.inf if size > 1 else 0
+    found = logprobs_of(scores, size // 2, k)
+    wanted = scores - np.log(np.exp(scores.astype(np.float64)).sum())
+    order = np.argsort(-scores, kind="stable")[:k]
+    assert (found.token, [i for i, _ in found.top]) == (size // 2, order.tolist())
+    assert found.logprob == pytest.approx(wanted[size // 2], abs=1e-9)
+    assert [value for _, value in found.top] == pytest.approx(wanted[order].tolist(), abs=1e-9)
 
 
 @given(scores=SCORES, options=OPTIONS, data=st.data())

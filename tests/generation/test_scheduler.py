@@ -247,6 +247,42 @@ def test_prompts_of_long_ago_are_forgotten() -> None:
         assert prefixes.begin(tuple(letter[:40])) == shared
 
 
+def test_a_remembered_prompt_is_not_read_again_by_the_next_turn(tiny_tokenizer: Tokenizer) -> None:
+    """Unlike a beginning that is only kept where it is known to be shared: here the first turn is over before."""
+    for remembered, n_read in ((0, 51), (100, 51 - 30)):
+        decoder = Counting()
+        scheduler = Scheduler(decoder, remembered=remembered)
+        first = scheduler.submit(row_of(A[:30], tiny_tokenizer))
+        steps(scheduler)
+        decoder.read_tokens.clear()
+        turn = [*first.row.ids, *b"And the next?!!!"]
+        second = scheduler.submit(row_of(turn, tiny_tokenizer))
+        steps(scheduler)
+        assert second.row.text == alone(turn, 5)
+        assert sum(decoder.read_tokens) == n_read
+
+
+def test_a_chunk_is_as_long_as_its_time(tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a first chunk of 64, or what there is, come pieces of 20, which is what fits in the time here."""
+    now = 0.0
+
+    class Slow(Counting):
+        context_length = 400
+
+        def read(self, tokens: Sequence[int], after: Prefix | None = None) -> Held:
+            nonlocal now
+            now += len(tokens) / 1024
+            self.read_tokens.append(len(tokens))
+            return Held((*(after.tokens if isinstance(after, Held) else ()), *tokens))
+
+    monkeypatch.setattr("glassgpt.generation.scheduler.time.perf_counter", lambda: now)
+    decoder = Slow()
+    scheduler = Scheduler(decoder, chunk_seconds=20 / 1024)
+    scheduler.submit(row_of([65] * 200, tiny_tokenizer, 1))
+    steps(scheduler)
+    assert decoder.read_tokens[:3] == [64, 20, 20] and sum(decoder.read_tokens) == 200
+
+
 # ---- with a model ----------------------------------------
 
 

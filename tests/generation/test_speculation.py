@@ -36,6 +36,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"temperature": 0},
     {"seed": 3, "temperature": 0.4},
     {"seed": 4, "temperature": 0.8, "top_k": 20, "top_p": 0.95, "min_p": 0.02, "repetition_penalty": 1.2},
+    {"seed": 5, "presence_penalty": 0.7, "frequency_penalty": 0.3, "logit_bias": {97: 2.5, 10: -100}},
     {"temperature": 0, "stop": "a"},
 ]
 PROMPTS = ["ab" * 5, "To be, or not to be", "x", "y" * 40, "naïve 😀"]

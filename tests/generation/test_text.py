@@ -1,9 +1,10 @@
 import dataclasses
 import itertools
+import math
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -31,6 +32,7 @@ OPTIONS = [
     {"temperature": 0},
     {"seed": 3},
     {"seed": 4, "temperature": 0.8, "top_k": 20, "top_p": 0.95, "min_p": 0.02, "repetition_penalty": 1.2},
+    {"seed": 5, "presence_penalty": 0.7, "frequency_penalty": 0.3, "logit_bias": {97: 2.5, 10: -100}},
 ]
 
 
@@ -411,6 +413,51 @@ def test_who_wants_to_know_is_told_once_when_a_text_outgrows_the_context(
     assert told == [CONTEXT] * 3
 
 
+# ---- penalties, biases, log-probabilities ----------------------------------------
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_logprobs_are_of_the_models_own_scores(
+    model: GPTModel, tiny_tokenizer: Tokenizer, options: dict[str, Any]
+) -> None:
+    options = {**options, "logprobs": 3, "max_new_tokens": 12, "ignore_eot": True}
+    (completion,) = complete(model, tiny_tokenizer, ["Hello"], **options)
+    ids = [*b"Hello", *completion.ids]
+    with torch.no_grad():
+        wanted = model(torch.tensor([ids]))[0, :, : tiny_tokenizer.n_vocab].double().log_softmax(-1)
+    assert completion.logprobs is not None and len(completion.logprobs) == 12
+    for place, (token, found) in enumerate(zip(completion.ids, completion.logprobs, strict=True), 4):
+        best, at = wanted[place].topk(3)
+        assert found.token == token
+        assert found.logprob == pytest.approx(float(wanted[place, token]), abs=1e-4)
+        assert [i for i, _ in found.top] == at.tolist()
+        assert [value for _, value in found.top] == pytest.approx(best.tolist(), abs=1e-4)
+
+
+def test_logprobs_are_only_told_where_they_were_asked_for(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
+    assert complete(model, tiny_tokenizer, "ab", max_new_tokens=3, seed=0).logprobs is None
+    found = complete(model, tiny_tokenizer, "ab", max_new_tokens=3, seed=0, logprobs=0, ignore_eot=True).logprobs
+    assert found is not None and [entry.top for entry in found] == [[], [], []]
+
+
+def test_the_end_of_text_has_no_logprob_as_it_is_no_token_of_the_text(tiny_tokenizer: Tokenizer) -> None:
+    (completion,) = complete(Scripted([65, EOT]), tiny_tokenizer, ["x"], temperature=0, max_new_tokens=5, logprobs=1)
+    assert completion.logprobs is not None and [entry.token for entry in completion.logprobs] == completion.ids == [65]
+
+
+def test_penalties_count_what_was_drawn_and_not_the_prompt(tiny_tokenizer: Tokenizer) -> None:
+    """Scores of 1 for A, and of 0 for the others: A comes until its penalty exceeds 1."""
+    for options, n in (({"frequency_penalty": 0.4}, 3), ({"presence_penalty": 1.5}, 1), ({"presence_penalty": 0.5}, 9)):
+        decoder = Scripted([65] * 10)
+        (completion,) = complete(decoder, tiny_tokenizer, ["AAAA"], temperature=0, max_new_tokens=9, **options)
+        assert completion.text.startswith("A" * n) and completion.text[n:].count("A") == 0
+
+
+def test_a_bias_of_a_token_that_there_is_not(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match=r"^logit_bias names the token 257, the tokenizer has 0\.\.256$"):
+        complete(model, tiny_tokenizer, "x", logit_bias={257: 1.0})
+
+
 # ---- errors ----------------------------------------
 
 
@@ -421,8 +468,14 @@ def test_who_wants_to_know_is_told_once_when_a_text_outgrows_the_context(
             {"top_pp": 0.9},
             r"unknown option 'top_pp': did you mean 'top_p'\?$",
         ),
-        ({"beams": 2}, "unknown option 'beams': known are repetition_penalty, temperature, top_k"),
+        ({"beams": 2}, "unknown option 'beams': known are repetition_penalty, presence_penalty"),
         ({"max_tokens": 2}, r"unknown option 'max_tokens': did you mean 'max_new_tokens'\?"),
+        ({"logit_bias": {1: 101}}, "logit_bias 1=101 must be a token id, and a number from -100 to 100$"),
+        ({"logit_bias": ["1"]}, "logit_bias '1' must be a token id and a number, such as 50256=-100$"),
+        ({"logit_bias": {-1: 0}}, "logit_bias -1=0 must be"),
+        ({"logit_bias": {1: math.nan}}, "logit_bias 1=nan must be"),
+        ({"presence_penalty": 2.5}, "presence_penalty 2.5 must be a number, at least -2 and at most 2$"),
+        ({"logprobs": -1}, "logprobs -1 must be a whole number, at least 0, or None$"),
         ({"overflow": "wrap"}, "overflow 'wrap' must be one of error, shift, slide$"),
         ({"overflow": None}, "overflow None must be one of"),
         ({"max_new_tokens": 0}, "max_new_tokens 0 must be a whole number, at least 1$"),
@@ -495,7 +548,11 @@ def test_the_keywords_for_type_checkers_are_the_fields(options: type[Options], k
     hints = get_type_hints(keywords)
     assert list(hints) == list(options.rules())
     for name, (kind, _) in options.rules().items():
-        assert hints[name] == (str | Sequence[str] if name == "stop" else kind)
+        wider = {
+            "stop": str | Sequence[str],
+            "logit_bias": Mapping[int, float] | Sequence[tuple[int, float]] | Sequence[str],
+        }
+        assert hints[name] == wider.get(name, kind)
 
 
 def test_text_from_a_decoder_needs_no_torch() -> None:

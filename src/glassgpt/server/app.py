@@ -23,7 +23,14 @@ from glassgpt.server.errors import ApiError, error_response
 from glassgpt.server.guard import Guard
 from glassgpt.server.metrics import Metrics
 from glassgpt.server.page import routes as page
-from glassgpt.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, describe
+from glassgpt.server.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    ErrorBody,
+    TokenizeRequest,
+    describe,
+)
 from glassgpt.server.served import Served
 from glassgpt.server.settings import ServerOptions
 from glassgpt.server.state import ServerState
@@ -37,6 +44,7 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
+    "/inspect": page.InspectRequest,
 }
 
 
@@ -44,7 +52,13 @@ def make_app(models: Mapping[str, Served], options: ServerOptions) -> ASGIApp:
     """The application for some models by name, in the order in which they are listed."""
     metrics = Metrics(models)
     # the pages with the documentation load scripts from elsewhere
-    api = FastAPI(title="glassgpt", version=importlib.metadata.version("glassgpt"), docs_url=None, redoc_url=None)
+    api = FastAPI(
+        title="glassgpt",
+        version=importlib.metadata.version("glassgpt"),
+        docs_url=None,
+        redoc_url=None,
+        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
+    )
     api.state.server = ServerState(models, options, metrics)
     for router in ROUTERS:
         api.include_router(router)

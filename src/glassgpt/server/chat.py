@@ -61,7 +61,11 @@ class TemplateChat(Chat):
         self._template, self._variables = template, dict(variables)
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
-        self._render([{"role": "user", "content": "Hello"}])
+        try:
+            self._render([{"role": "user", "content": "Hello"}])
+        except BaseException:
+            self.close()
+            raise
 
     def encode(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """See `Chat`. Texts are rendered once as they are, and once as marks that tell where they went."""

@@ -22,6 +22,8 @@ from glassgpt.server.stream import EventStream, Texts, cancelling, listening
 
 router = APIRouter()
 
+_STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
 DEFAULT_TOKENS = 16
 """New tokens of a completion that says nothing of them, as OpenAI has it."""
 
@@ -45,14 +47,14 @@ class _Work:
         return sum(map(len, self.prompts))
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=_STREAMED)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Go on with one text or several."""
     served = find_model(request, body.model)
     return await _answer(await asyncio.to_thread(_completion_work, served, body), request)
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=_STREAMED)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer the last message of a talk."""
     served = find_model(request, body.model)
@@ -61,15 +63,15 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
 
 def _completion_work(served: Served, body: CompletionRequest) -> _Work:
     given = body.prompt if body.prompt is not None else ""
-    several = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
+    several: list[Any] = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
     n = body.n or 1
     if n * len(several) > served.options.max_n:
         raise ApiError(400, f"{len(several)} prompts with n {n}: at most {served.options.max_n} texts", param="n")
-    prompts = [served.check(served.encode(p) if isinstance(p, str) else p) for p in several]  # type: ignore[arg-type]
+    prompts = [served.check(served.encode(p) if isinstance(p, str) else p) for p in several]
     if body.echo and body.logprobs is not None:
         raise ApiError(400, "echo with logprobs is not supported: log-probabilities are of new tokens", param="echo")
     asked = body.generation() | {"stop": body.stops(), "logprobs": body.logprobs}
-    rows = served.rows(prompts, n, asked, body.max_tokens or DEFAULT_TOKENS)
+    rows = served.rows(prompts, n, asked, body.max_tokens, DEFAULT_TOKENS)
     shape = shapes.CompletionShape(served.tokenizer, body.logprobs is not None, bool(body.return_token_ids))
     echoed = [_text(served, p, ids) if body.echo else "" for p, ids in zip(several, prompts, strict=True)]
     return _Work(served, body, prompts, rows, shape, echoed, "cmpl", n)
@@ -88,7 +90,7 @@ def _chat_work(served: Served, body: ChatRequest) -> _Work:
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     asked = body.generation() | {"stop": (*body.stops(), *served.chat.stop), "logprobs": logprobs}
     n = body.n or 1
-    rows = served.rows([prompt], n, asked, body.max_completion_tokens or body.max_tokens)
+    rows = served.rows([prompt], n, asked, body.max_completion_tokens or body.max_tokens, served.context_length)
     shape = shapes.ChatShape(served.tokenizer, bool(body.logprobs), bool(body.return_token_ids))
     return _Work(served, body, [prompt], rows, shape, [""], "chatcmpl", n)
 

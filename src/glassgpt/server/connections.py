@@ -33,6 +33,12 @@ def limited_protocol(most: int, seconds: float) -> type[H11Protocol]:
             super().handle_events()
             self._keep_time()
 
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.conn.trailing_data[0]:  # of a next request, which came early and is not whole
+                self._unset_keepalive_if_required()
+                self._keep_time()
+
         def send_400_response(self, msg: str) -> None:
             self._refuse(ApiError(400, msg))
 

@@ -6,13 +6,24 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints
 
 from glassgpt.options import nearest
 
 MOST_STOPS, MOST_LOGPROBS = 4, 20
 
+
+class _FirstError(FailFast):
+    """A list with a million mistakes is one error, not a million."""
+
+    def __hash__(self) -> int:  # in a union of types there must be one
+        return 1
+
+
+_FIRST_ERROR = _FirstError()
+
 Id = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Ids = Annotated[list[Id], _FIRST_ERROR]
 _StopText = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 _BiasId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 
@@ -98,7 +109,7 @@ class Sampled(_Harmless, SamplingFields):
     model: str
     n: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: str | list[_StopText] | None = Field(None, max_length=1000)
+    stop: _StopText | Annotated[list[_StopText], _FIRST_ERROR, Field(max_length=MOST_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = Field(None, description="never draw the end of text")
@@ -116,9 +127,13 @@ class Sampled(_Harmless, SamplingFields):
 class CompletionRequest(Sampled):
     """Go on with a text."""
 
-    prompt: str | list[str] | list[Id] | list[list[Id]] | None = Field(
-        None, description="none begins from nothing, with the end of text"
-    )
+    prompt: (
+        str
+        | Annotated[list[str], _FIRST_ERROR, Field(min_length=1)]
+        | Annotated[Ids, Field(min_length=1)]
+        | Annotated[list[Ids], _FIRST_ERROR, Field(min_length=1)]
+        | None
+    ) = Field(None, description="none begins from nothing, with the end of text")
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     best_of: Literal[1] | None = None
@@ -135,7 +150,7 @@ class Message(Strict):
     """One message of a talk. Fields of OpenAI's answers may come back with it, as null."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], _FIRST_ERROR]
     name: str | None = None
     refusal: None = None
     annotations: list[Any] | None = Field(None, max_length=0)
@@ -148,10 +163,13 @@ class Message(Strict):
         return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
 
 
+_Messages = Annotated[list[Message], _FIRST_ERROR, Field(min_length=1, max_length=2048)]
+
+
 class ChatRequest(Sampled):
     """Answer the last message of a talk."""
 
-    messages: list[Message] = Field(min_length=1, max_length=2048)
+    messages: _Messages
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
@@ -163,7 +181,7 @@ class TokenizeRequest(Strict):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1, max_length=2048)
+    messages: _Messages | None = None
     return_token_strs: bool | None = None
 
 
@@ -171,7 +189,22 @@ class DetokenizeRequest(Strict):
     """What text tokens are; in vLLM's form."""
 
     model: str | None = None
-    tokens: list[Id] = Field(max_length=2**20)
+    tokens: Ids
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Every answer whose status is 400 or more."""
+
+    error: ErrorDetail
 
 
 def describe(errors: Sequence[Mapping[str, Any]], body: type[BaseModel] | None = None) -> tuple[str, str | None]:
@@ -181,7 +214,7 @@ def describe(errors: Sequence[Mapping[str, Any]], body: type[BaseModel] | None =
     if first["type"] == "json_invalid":
         return f"the body is not JSON: {first.get('ctx', {}).get('error', 'syntax error')}", None
     if not where:
-        return f"the body must be a JSON object: {first['msg']}", None
+        return "the body must be a JSON object", None
     top = str(where[0])
     if first["type"] == "extra_forbidden":
         path = _path(where)
@@ -202,6 +235,6 @@ def _path(where: Sequence[str | int]) -> str:
     for part in where:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part.isidentifier() or not path:
+        elif (part.isidentifier() and part != "str") or not path:
             path += f".{part}" if path else part
     return path[:100]

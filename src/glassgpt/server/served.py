@@ -104,11 +104,16 @@ class Served:
         return list(ids)
 
     def rows(
-        self, prompts: Sequence[Sequence[int]], n: int, asked: Mapping[str, Any], max_tokens: int | None
+        self,
+        prompts: Sequence[Sequence[int]],
+        n: int,
+        asked: Mapping[str, Any],
+        max_tokens: int | None,
+        default_tokens: int,
     ) -> list[Row]:
         """`n` rows for each prompt. With a seed the others of a prompt have the next seeds.
 
-        `max_tokens` None is what the context holds. `ApiError` for more than may be asked for.
+        A row ends at the context's edge at the latest. `ApiError` for more than may be asked for.
         """
         if n * len(prompts) > self.options.max_n:
             raise ApiError(
@@ -117,11 +122,12 @@ class Served:
         limit = self.options.max_tokens
         if limit is not None and max_tokens is not None and max_tokens > limit:
             raise ApiError(400, f"max_tokens {max_tokens} is more than the {limit} allowed", param="max_tokens")
+        most = max_tokens or min(default_tokens, limit or default_tokens)
         rows = []
         try:
             for prompt in prompts:
                 room = self.context_length - len(prompt)
-                generation = Generation.from_dict({**asked, "max_new_tokens": min(max_tokens or limit or room, room)})
+                generation = Generation.from_dict({**asked, "max_new_tokens": min(most, room)})
                 for j in range(n):
                     seed = None if generation.seed is None else (generation.seed + j) % _SEEDS
                     rows.append(Row(prompt, self.tokenizer, generation.replace(seed=seed)))

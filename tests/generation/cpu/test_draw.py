@@ -116,6 +116,15 @@ OPTIONS: list[dict[str, Any]] = [
     dict(top_p=0.8, temperature=1.5, seed=3),
     dict(min_p=0.02, top_k=1, seed=4),
 ]
+# what follows a token depends on it, or scores are changed, or told
+CHANGING: list[dict[str, Any]] = [
+    dict(repetition_penalty=1.3, seed=5),
+    dict(ignore_eot=True, seed=6),
+    dict(presence_penalty=1.0, seed=7),
+    dict(frequency_penalty=0.5, temperature=0),
+    dict(logit_bias={122: 3.0}, seed=8),
+    dict(logprobs=1, seed=9),
+]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -195,7 +204,7 @@ class OneByOne(Decoder):
         self._decoder.drop(row)
 
 
-@pytest.mark.parametrize("options", [*OPTIONS, dict(repetition_penalty=1.3, seed=5), dict(ignore_eot=True, seed=6)])
+@pytest.mark.parametrize("options", [*OPTIONS, *CHANGING])
 @pytest.mark.parametrize("overflow", ["shift", "slide"])
 def test_texts_are_the_same_as_one_by_one(tiny_model: Make, options: dict[str, Any], overflow: str) -> None:
     """Rows that end at different places, by the end of text or a stop text in the midst of a run."""

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from page_server import CONTEXT, Loaded, Running, Watched, serving
+from page_server import Loaded, Watched, page_serving
+from running import CONTEXT, Running
 
 from glassgpt import GPTModel, Tokenizer, save_model
 
@@ -49,7 +50,7 @@ def page_models(load_page_model: Callable[[int], Loaded]) -> dict[str, Loaded]:
 @pytest.fixture(scope="module")
 def two_models(page_models: dict[str, Loaded]) -> Iterator[Running]:
     """A server of both."""
-    with serving(page_models) as running:
+    with page_serving(page_models) as running:
         yield running
 
 

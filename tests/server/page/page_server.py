@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from running import CONTEXT, SECONDS, Running, serving
+
 from glassgpt import GPTModel, Tokenizer
 from glassgpt.generation.decoder import Scores
 from glassgpt.generation.torch_decoder import CachedDecoder
-from glassgpt.server.app import Server, address_of, listen, make_app, run
-from glassgpt.server.served import Served
-from glassgpt.server.settings import ServerOptions
 
-CONTEXT = 96
-SECONDS = 10.0
-"""Longer than anything takes, on a machine with much else to do."""
 Loaded = tuple[Path, GPTModel, Tokenizer]
 
 
@@ -44,42 +39,23 @@ class Held(CachedDecoder):
         return super().step(tokens)
 
 
-@dataclasses.dataclass
-class Running:
-    """A server in a thread."""
-
-    address: str
-    models: Mapping[str, Served]
-    server: Server
-
-    def held(self, name: str) -> Held:
-        """A model's decoder."""
-        decoder = self.models[name].engine.decoder
-        assert isinstance(decoder, Held)
-        return decoder
-
-
 @contextlib.contextmanager
-def serving(models: Mapping[str, Loaded], **options: Any) -> Iterator[Running]:
-    """A server until the end of the block; a `port` that was had before can be had again."""
-    settings = ServerOptions(**{"port": 0, "stop_seconds": 0.0, **options})
-    served = {
-        name: Served.of(name, path, Held(model, CONTEXT), tokenizer, settings)
-        for name, (path, model, tokenizer) in models.items()
-    }
-    listening = listen(settings)
-    server = Server(make_app(served, settings), served, settings)
-    thread = threading.Thread(target=run, args=(server, listening, served))
-    thread.start()
-    running = Running(address_of(listening), served, server)
-    try:
-        yield running
-    finally:
-        for name in served:
-            running.held(name).allow(None)
-        server.should_exit = True
-        thread.join(SECONDS)
-        assert not thread.is_alive()
+def page_serving(models: Mapping[str, Loaded], **options: Any) -> Iterator[Running]:
+    """As `serving`, with a `Held` decoder for each model, of which none holds up the end."""
+    held = {name: (path, Held(model, CONTEXT), tokenizer) for name, (path, model, tokenizer) in models.items()}
+    with serving(held, **{"stop_seconds": 0.0, **options}) as running:
+        try:
+            yield running
+        finally:
+            for name in held:
+                held_of(running, name).allow(None)
+
+
+def held_of(running: Running, name: str) -> Held:
+    """A model's decoder."""
+    decoder = running.models[name].engine.decoder
+    assert isinstance(decoder, Held)
+    return decoder
 
 
 class Watched:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from page_server import CONTEXT, SECONDS, Loaded, Running, Watched, serving
+from page_server import Loaded, Watched, held_of, page_serving
+from running import CONTEXT, SECONDS, Running
 
 from glassgpt import GPTConfig, Tokenizer, train
 from glassgpt.cli import main
@@ -61,7 +62,7 @@ def test_a_text_is_written_stopped_and_continued(
     page = watched().page
     page.goto(two_models.address)
     expect(page.locator("#model-0 option")).to_have_text(["first", "second"])
-    held = two_models.held("first")
+    held = held_of(two_models, "first")
     held.allow(4)
     page.locator("#prompt").fill(PROMPT)
     page.locator("#generate").click()
@@ -305,7 +306,7 @@ def test_two_models_side_by_side(two_models: Running, watched: Open, expect: Any
 
 
 def test_a_key_is_asked_for_and_a_wrong_one_refused(page_models: dict[str, Loaded], watched: Open, expect: Any) -> None:
-    with serving(page_models, api_key="secret") as running:
+    with page_serving(page_models, api_key="secret") as running:
         one = watched()
         page = one.page
         page.goto(running.address)
@@ -338,23 +339,23 @@ def test_the_server_goes_in_the_middle_of_a_text_and_comes_back(
         close(engine, *seconds)
 
     monkeypatch.setattr(Engine, "close", closed)
-    with serving(page_models) as running:
+    with page_serving(page_models) as running:
         port = int(running.address.rpartition(":")[2])
         page.goto(running.address)
         expect(page.locator("#model-0 option")).to_have_count(2)
-        running.held("first").allow(4)
+        held_of(running, "first").allow(4)
         page.locator("#prompt").fill(PROMPT)
         page.locator("#generate").click()
         expect(page.locator(".token.from-model")).to_have_count(5)
         running.server.should_exit = True
         assert closing.wait(SECONDS)
-        running.held("first").allow(None)
+        held_of(running, "first").allow(None)
     expect(page.locator("[data-pane='0'] .rate")).to_contain_text("broken off")
     page.locator("#generate").click()
     expect(page.locator("#gone")).to_be_visible()
     n = page.locator(".token").count()
     assert n > 5 and page.locator("#prompt").input_value() == PROMPT
-    with serving(page_models, port=port):
+    with page_serving(page_models, port=port):
         page.locator("#retry").click()
         expect(page.locator("#gone")).to_be_hidden()
         assert page.locator(".token").count() == n
@@ -408,7 +409,7 @@ def test_a_run_in_training_is_shown_and_followed(run: Path, watched: Open, expec
     log = (run / "log.jsonl").read_text().splitlines(keepends=True)
     (run / "log.jsonl").write_text("".join(log[:-2]))  # as if it still went on
     model, tokenizer = load_model(run)
-    with serving({"run": (run, model, tokenizer)}) as running:
+    with page_serving({"run": (run, model, tokenizer)}) as running:
         page = watched().page
         page.clock.install()
         page.goto(running.address)

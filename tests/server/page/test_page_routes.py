@@ -10,7 +10,8 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from page_server import CONTEXT, Loaded, Running, serving
+from page_server import Loaded, page_serving
+from running import CONTEXT, Running
 
 from glassgpt.explain import attention_maps
 from glassgpt.generation.options import Sampling
@@ -127,7 +128,10 @@ def test_it_goes_on_one_at_a_time_beside_everything_else(
 
     monkeypatch.setattr(Inspections, "inspect", slow)
     answers: list[httpx.Response] = []
-    with serving(page_models) as running, httpx.Client(base_url=running.address, timeout=60, trust_env=False) as http:
+    with (
+        page_serving(page_models) as running,
+        httpx.Client(base_url=running.address, timeout=60, trust_env=False) as http,
+    ):
 
         def ask() -> None:
             answers.append(http.post("/inspect", json={"prompt": TEXT}))
@@ -155,7 +159,7 @@ def test_a_model_that_is_no_run_has_none(http: httpx.Client) -> None:
 
 def test_a_key_is_wanted_for_all_but_the_page(page_models: dict[str, Loaded]) -> None:
     with (
-        serving(page_models, api_key="secret") as running,
+        page_serving(page_models, api_key="secret") as running,
         httpx.Client(base_url=running.address, timeout=60, trust_env=False) as http,
     ):
         assert http.get("/").status_code == http.get("/page/page.css").status_code == 200

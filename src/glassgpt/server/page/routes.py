@@ -14,7 +14,7 @@ from glassgpt.server.errors import ApiError, JSONResponse
 from glassgpt.server.page.document import INDEX, KINDS, page_files
 from glassgpt.server.page.inspections import MOST_CANDIDATES, Inspections, InspectOptions
 from glassgpt.server.page.run_view import run_view
-from glassgpt.server.schema import Id, SamplingFields
+from glassgpt.server.schema import Ids, SamplingFields
 from glassgpt.server.state import find_model, state_of
 from glassgpt.server.stream import listening
 
@@ -33,7 +33,7 @@ class InspectRequest(SamplingFields):
     """What could have come at one place of a text, and where the model looked."""
 
     model: str | None = None
-    prompt: str | list[Id] = Field(max_length=2**20)
+    prompt: str | Ids
     position: Annotated[int, Field(ge=1)] | None = Field(
         None, description="of the token in question, counted from 0; the one after the last by default"
     )
