@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glassgpt import GPTModel
-from glassgpt.explain import attention_maps, plot_attention
+from glassgpt.explain import attention_maps, last_attention, plot_attention
 
 Make = Callable[..., GPTModel]
 BOTH = pytest.mark.parametrize("attention", ["sdpa", "explicit"])
@@ -85,8 +85,21 @@ def test_a_text_that_cannot_be_read_is_an_error_that_leaves_nothing_behind(
     model = tiny_model().train()
     with pytest.raises(ValueError, match=message):
         attention_maps(model, ids)
+    with pytest.raises(ValueError, match=message):
+        last_attention(model, ids)
     assert model.training
     assert all(not block.att._forward_hooks for block in model.trf_blocks)
+
+
+@BOTH
+@WINDOWS
+def test_the_last_row_alone_is_that_of_the_maps(tiny_model: Make, attention: str, window: int | None) -> None:
+    model = tiny_model(attention=attention, sliding_window=window).train()
+    scores, rows = last_attention(model, IDS)
+    assert model.training and not rows.requires_grad
+    torch.testing.assert_close(rows, attention_maps(model, IDS)[:, :, -1])
+    with torch.no_grad():
+        torch.testing.assert_close(scores, model.eval()(torch.tensor([IDS]))[0, -1], atol=1e-5, rtol=1e-5)
 
 
 # ---- plot_attention ------------------------------------------------------------------------------------------------

@@ -30,19 +30,35 @@ def attention_maps(model: GPTModel, ids: Sequence[int]) -> Tensor:
     return torch.cat(maps)
 
 
+@torch.no_grad()
+def last_attention(model: GPTModel, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """What led to the token after a text: its scores, (vocab_size,), and where the last token looked.
+
+    The latter is the last row of `attention_maps`, (n_layers, n_heads, T), without ever holding more than one layer's
+    map. `ValueError` as there.
+    """
+    if not ids:
+        raise ValueError("no tokens to look at: the text is empty")
+    with evaluating(model), recorded_attention(model, last_only=True) as rows:
+        scores = model(torch.tensor([list(ids)], device=model.device), last_only=True)
+    return scores[0, -1], torch.cat(rows)[:, :, 0]
+
+
 @contextlib.contextmanager
-def recorded_attention(module: nn.Module) -> Iterator[list[Tensor]]:
+def recorded_attention(module: nn.Module, last_only: bool = False) -> Iterator[list[Tensor]]:
     """Inside, each pass of a `MultiHeadAttention` in `module` appends its weights, (B, H, T, S), in order.
 
-    It computes explicitly meanwhile; its weights are what goes into its dropout.
+    It computes explicitly meanwhile; its weights are what goes into its dropout. `last_only`: of the last row alone,
+    (B, H, 1, S).
     """
     maps: list[Tensor] = []
+
+    def record(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        maps.append(inputs[0][:, :, -1:].clone() if last_only else inputs[0])
+
     attentions = [part for part in module.modules() if isinstance(part, MultiHeadAttention)]
     before = [attention.attention for attention in attentions]
-    hooks = [
-        attention.dropout.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
-        for attention in attentions
-    ]
+    hooks = [attention.dropout.register_forward_pre_hook(record) for attention in attentions]
     for attention in attentions:
         attention.attention = "explicit"
     try:

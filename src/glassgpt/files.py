@@ -96,6 +96,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+def create_text(path: Path, text: str) -> None:
+    """As `write_text`, for a file that is new: `FileExistsError`, with nothing changed, where `path` exists."""
+    with creating(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
 def read_bounded(path: Path, max_bytes: int, what: str) -> bytes:
     """The content of a file, without a byte order mark; `ValueError` where it is larger than `what` may be."""
     with path.open("rb") as file:

@@ -296,6 +296,10 @@ NONSENSE = [
     ("explain model x --top 0", "'0' must be a whole number"),
     ("explain model x --out foreign", "foreign must end in .png or .svg"),
     ("explain model x --out text.txt/maps.png", "text.txt"),
+    ("explain model x --html text.txt", "text.txt exists: choose a new name"),
+    (f"explain model {'x' * 17} --html look.html", "17 tokens exceed the context length of 16"),
+    ("explain model x --attention", "--attention is for --json"),
+    ("explain model x --json --top-p 2", "top_p 2.0 must be"),
     # download
     ("download frobnicate", "no model 'frobnicate'"),
     ("download gpt2", "1:HF_HUB_OFFLINE=1 switches the network off"),
@@ -683,6 +687,36 @@ def test_evaluate_and_explain_as_json(glass: Callable[..., Answer], tmp_path: Pa
     assert places[0]["probability"] is None
     assert len(places[0]["likeliest"]) == 3
     assert (tmp_path / "deep" / "maps.png").exists()
+
+
+def test_explain_tells_programs_what_could_have_come(glass: Callable[..., Answer]) -> None:
+    """By the compiled decoder, and with attention by the readable model."""
+    options = ("--json", "--top", 4, "--top-k", 3, "--temperature", 0.5)
+    found = [json.loads(glass("explain", "model", "abc", *options, *more)[1]) for more in ([], ["--attention"])]
+    for places in found:
+        assert [place["id"] for place in places] == [ord(c) for c in "abc"]
+        assert [place["next"]["token"] for place in places] == [ord("b"), ord("c"), None]
+        for place in places:
+            told = place["next"]
+            kept = [c for c in told["candidates"] if c["removed_by"] is None]
+            assert len(kept) == 3 and sum(c["final"] for c in kept) == pytest.approx(1, abs=1e-5)
+            assert told["removed"][0]["filter"] == "top_k"
+            assert {c["text"]: c["probability"] for c in told["candidates"][:4]} == pytest.approx(
+                dict(place["likeliest"]), rel=1e-3
+            )
+    assert "attention" not in found[0][0]["next"]
+    assert [len(row) for row in found[1][1]["next"]["attention"][0]] == [2, 2]  # heads of the only layer, two tokens
+
+
+def test_explain_writes_a_page_of_its_own(glass: Callable[..., Answer], tmp_path: Path) -> None:
+    code, printed, said = glass("explain", "model", "a</b", "--html", tmp_path / "deep" / "look.html")
+    page = (tmp_path / "deep" / "look.html").read_text(encoding="utf-8")
+    assert (code, said) == (0, f"page: {tmp_path / 'deep' / 'look.html'}\n")
+    assert "probability" in printed
+    assert page.startswith("<!DOCTYPE html>") and "a</b" not in page
+    code, _, said = glass("explain", "model", "b", "--html", tmp_path / "deep" / "look.html")
+    assert code == 2 and "exists" in said
+    assert (tmp_path / "deep" / "look.html").read_text(encoding="utf-8") == page
 
 
 def test_a_token_of_dollars_is_no_formula(glass: Callable[..., Answer], tmp_path: Path) -> None:

@@ -258,6 +258,8 @@ def test_explain_takes_the_compiled_decoder_but_for_its_maps(
     for asked in (["--precision", "int4"], ["--decoder", "compiled"], ["--kv-cache", "float16"]):
         assert main(["explain", str(saved), "abc", "--out", str(tmp_path / "maps.png"), *asked]) == 2
         assert "--out shows the readable model's attention" in capsys.readouterr().err
+        assert main(["explain", str(saved), "abc", "--html", str(tmp_path / "look.html"), *asked]) == 2
+        assert "--html shows the readable model's attention" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -265,6 +267,7 @@ def test_explain_loads_no_torch(saved: Path) -> None:
     code = (
         "import sys; from glassgpt.cli import main; "
         f"main(['explain', {str(saved)!r}, 'ab', '--device', 'cpu']); "
+        f"main(['explain', {str(saved)!r}, 'ab', '--device', 'cpu', '--json']); "
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -63,6 +63,7 @@ WRITERS: dict[str, Callable[[str], tuple[str, ...]]] = {
     "download": lambda out: ("download", "someone/tiny", "--weights-dir", out),
     "download --openai": lambda out: ("download", "124M", "--openai", "--weights-dir", out),
     "export gguf": lambda out: ("export", "model", "--to", "gguf", "--out", out),
+    "explain --html": lambda out: ("explain", "model", "The cat", "--html", out),
     "explain": lambda out: ("explain", "model", "--prompt", "The cat", "--out", out),
 }
 

@@ -91,7 +91,7 @@ Load = Callable[..., tuple[Path, Gate, Tokenizer]]
 @contextlib.contextmanager
 def serving(models: Mapping[str, tuple[Path, Decoder, Tokenizer]], **options: Any) -> Iterator[Running]:
     """A server of models that were loaded, until the end of the block."""
-    settings = ServerOptions(port=0, **options)
+    settings = ServerOptions(**{"port": 0, **options})
     served = {
         name: Served.of(name, path, decoder, tokenizer, settings) for name, (path, decoder, tokenizer) in models.items()
     }

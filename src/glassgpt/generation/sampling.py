@@ -174,7 +174,7 @@ def _kept(
 ) -> tuple[Ids | None, npt.NDArray[Any]]:
     """The kept ids in ascending order, None for all of them, and their weights: probabilities up to a factor."""
     with np.errstate(over="ignore"):  # an extreme option may send a score to -inf, whose exp is 0
-        scores = _adjusted(sampling, scores, history, excluded, drawn)
+        scores = adjusted(sampling, scores, history, excluded, drawn)
         first = scores.argmax()  # of the best, or of what is no number
         best = scores[first]
         if not np.isfinite(best):  # single scores may be -inf: excluded
@@ -199,12 +199,12 @@ def _kept(
     return ids, np.exp(logits, out=weights[: len(logits)])
 
 
-def _adjusted(
+def adjusted(
     sampling: Sampling,
     scores: Row,
-    history: Sequence[int] | Ids,
-    excluded: Sequence[int],
-    drawn: Mapping[int, int],
+    history: Sequence[int] | Ids = (),
+    excluded: Sequence[int] = (),
+    drawn: Mapping[int, int] = _NOTHING,
 ) -> Row:
     """Float32 or wider. Biases are added; scores of `history` are divided by the repetition penalty if positive, else
     multiplied; those of `drawn` are lowered by OpenAI's two; `excluded` are at -inf.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glassgpt.generation.decoder import Scores
+from glassgpt.generation.decoder import Row, Scores
 from glassgpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def trace(model: LanguageModel | CPUDecoder, tokenizer: Tokenizer, text: str, k:
         raise ValueError(f"{len(ids)} tokens exceed the context length of {model.context_length}")
     result = []
     probability = None
-    for token, following, scores in zip(ids, [*ids[1:], None], _scores(model, ids), strict=True):
+    for token, following, scores in zip(ids, [*ids[1:], None], scores_along(model, ids), strict=True):
         probabilities = _softmax(scores[: tokenizer.n_vocab])
         best = np.argpartition(-probabilities, k - 1)[:k] if k < len(probabilities) else np.arange(len(probabilities))
         best = best[np.argsort(-probabilities[best])]
@@ -49,8 +49,8 @@ def trace(model: LanguageModel | CPUDecoder, tokenizer: Tokenizer, text: str, k:
     return result
 
 
-def _scores(model: Any, ids: list[int]) -> Iterator[Any]:
-    """After each token, (vocab_size,)."""
+def scores_along(model: Any, ids: Sequence[int]) -> Iterator[Row]:
+    """The (vocab_size,) scores after each token of a text that fits the context; `model` as in `trace`."""
     if hasattr(model, "scores_of"):  # a compiled decoder
         for _, scores in model.scores_of(ids):
             yield from scores
@@ -61,7 +61,7 @@ def _scores(model: Any, ids: list[int]) -> Iterator[Any]:
     from glassgpt.language_model import evaluating
 
     with torch.no_grad(), evaluating(model):
-        every: Scores = to_scores(model(torch.tensor([ids], device=model.device))[0])
+        every: Scores = to_scores(model(torch.tensor([list(ids)], device=model.device))[0])
     yield from every
 
 

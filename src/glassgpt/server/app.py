@@ -22,6 +22,7 @@ from glassgpt.server.connections import limited_protocol
 from glassgpt.server.errors import ApiError, error_response
 from glassgpt.server.guard import Guard
 from glassgpt.server.metrics import Metrics
+from glassgpt.server.page import routes as page
 from glassgpt.server.schema import (
     ChatRequest,
     CompletionRequest,
@@ -37,12 +38,13 @@ from glassgpt.server.stream import ClientGoneError
 
 _log = logging.getLogger(__name__)
 
-ROUTERS: tuple[APIRouter, ...] = (completions.router, routes.router)
+ROUTERS: tuple[APIRouter, ...] = (completions.router, routes.router, page.router)
 _BODIES: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
+    "/inspect": page.InspectRequest,
 }
 
 

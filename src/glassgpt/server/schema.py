@@ -23,7 +23,7 @@ class _FirstError(FailFast):
 _FIRST_ERROR = _FirstError()
 
 Id = Annotated[int, Field(ge=0, le=2**31 - 1)]
-_Ids = Annotated[list[Id], _FIRST_ERROR]
+Ids = Annotated[list[Id], _FIRST_ERROR]
 _StopText = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 _BiasId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 
@@ -73,12 +73,9 @@ class _Harmless(Strict):
     prompt_cache_retention: str | None = None
 
 
-class Sampled(_Harmless):
-    """What both kinds of request say."""
+class SamplingFields(Strict):
+    """How tokens are drawn."""
 
-    model: str
-    n: Annotated[int, Field(ge=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = Field(None, description="0 and -1 keep all")
@@ -88,11 +85,6 @@ class Sampled(_Harmless):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[_BiasId, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: _StopText | Annotated[list[_StopText], _FIRST_ERROR, Field(max_length=MOST_STOPS)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    ignore_eos: bool | None = Field(None, description="never draw the end of text")
-    return_token_ids: bool | None = Field(None, description="tell token ids beside texts, as vLLM does")
 
     def generation(self) -> dict[str, Any]:
         """The fields of `Generation` that were given."""
@@ -107,9 +99,25 @@ class Sampled(_Harmless):
             "frequency_penalty": self.frequency_penalty,
             "logit_bias": self.logit_bias,
             "seed": None if self.seed is None else self.seed % 2**64,
-            "ignore_eot": self.ignore_eos,
         }
         return {name: value for name, value in fields.items() if value is not None}
+
+
+class Sampled(_Harmless, SamplingFields):
+    """What both kinds of request say."""
+
+    model: str
+    n: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: _StopText | Annotated[list[_StopText], _FIRST_ERROR, Field(max_length=MOST_STOPS)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = Field(None, description="never draw the end of text")
+    return_token_ids: bool | None = Field(None, description="tell token ids beside texts, as vLLM does")
+
+    def generation(self) -> dict[str, Any]:
+        """See `SamplingFields`."""
+        return super().generation() | ({} if self.ignore_eos is None else {"ignore_eot": self.ignore_eos})
 
     def stops(self) -> tuple[str, ...]:
         """The stop texts."""
@@ -122,8 +130,8 @@ class CompletionRequest(Sampled):
     prompt: (
         str
         | Annotated[list[str], _FIRST_ERROR, Field(min_length=1)]
-        | Annotated[_Ids, Field(min_length=1)]
-        | Annotated[list[_Ids], _FIRST_ERROR, Field(min_length=1)]
+        | Annotated[Ids, Field(min_length=1)]
+        | Annotated[list[Ids], _FIRST_ERROR, Field(min_length=1)]
         | None
     ) = Field(None, description="none begins from nothing, with the end of text")
     echo: bool | None = None
@@ -181,7 +189,7 @@ class DetokenizeRequest(Strict):
     """What text tokens are; in vLLM's form."""
 
     model: str | None = None
-    tokens: _Ids
+    tokens: Ids
 
 
 class ErrorDetail(BaseModel):

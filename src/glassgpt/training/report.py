@@ -61,7 +61,8 @@ def _bar(run: Look) -> str:
     return f'<div class="bar"><div style="width: {part:.1%}"></div></div>'
 
 
-def _facts(run: Look) -> str:
+def facts_of(run: Look) -> list[tuple[str, str, str]]:
+    """What a person wants to know of a run first: (what, value, note)."""
     best, last, known = run.best, run.last, run.record.baselines
     memory = max((r["memory_bytes"] for r in run.evaluations if r.get("memory_bytes")), default=None)
     facts = [
@@ -79,26 +80,39 @@ def _facts(run: Look) -> str:
     ]
     if memory is not None:
         facts.append(("peak memory", f"{memory / 1e6:,.0f} MB", "of the process, or of the GPU"))
+    return facts
+
+
+def _facts(run: Look) -> str:
     return "".join(
         f"<div><span>{html.escape(label)}</span><b>{value}</b><small>{note}</small></div>"
-        for label, value, note in facts
+        for label, value, note in facts_of(run)
     )
 
 
-def _charts(run: Look) -> str:
-    steps = run.steps
-    training = _means([(r["step"], r["loss"]) for r in steps if r["loss"] is not None])
-    validation = [(float(r["step"]), float(r["val_loss"])) for r in run.evaluations]
+def loss_chart(run: Look) -> str:
+    """The training and validation losses against the baselines as SVG; "" while there is none."""
+    training, validation = (list(series.points) for series in _losses(run))
     baselines = [(label, getattr(run.record.baselines, key)) for label, key in _BASELINES]
     bounds = None
     if training or validation:
         line = [(round(x), y) for x, y in training]
         view = chart.frame(line, [(round(x), y) for x, y in validation], [value for _, value in baselines])
         bounds = view.bottom, view.top
+    return svg_chart(_losses(run), levels=baselines, bounds=bounds)
+
+
+def _losses(run: Look) -> list[Series]:
+    training = _means([(r["step"], r["loss"]) for r in run.steps if r["loss"] is not None])
+    validation = [(float(r["step"]), float(r["val_loss"])) for r in run.evaluations]
+    return [Series("training", training, "pale"), Series("validation", validation, "a", dots=True)]
+
+
+def _charts(run: Look) -> str:
+    steps = run.steps
     rates = [Series("part of its peak", _means(_each(steps, "rate")), "a")]
-    loss = [Series("training", training, "pale"), Series("validation", validation, "a", dots=True)]
     figures = [
-        ("Loss, nats per token", svg_chart(loss, levels=baselines, bounds=bounds), loss),
+        ("Loss, nats per token", loss_chart(run), _losses(run)),
         ("Learning rate, part of its peak", svg_chart(rates), rates),
     ]
     for title, key, logarithmic in (
