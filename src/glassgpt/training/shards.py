@@ -8,6 +8,7 @@ the rows of this rank. PyTorch's modules for it take a second to import, which i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,18 +140,22 @@ def on_whole(
 
     mine = [[matrices[i] for i in owned[owner]] for owner in range(n)]
     theirs = [[(rows(i, of), like[i].shape[1]) for i in owned[rank]] for of in range(n)]
-    received = _exchange(mine, theirs, group)
+    empty = matrices[0].new_empty(0)
+    received = _exchange(mine, theirs, group, empty)
     results = function([torch.cat(pieces) for pieces in zip(*received, strict=True)])
     back = [[m[slice(*_rows(len(m), of, n))] for m in results] for of in range(n)]
-    returned = _exchange(back, [[(rows(i, rank), like[i].shape[1]) for i in owned[owner]] for owner in range(n)], group)
+    ours = [[(rows(i, rank), like[i].shape[1]) for i in owned[owner]] for owner in range(n)]
+    returned = _exchange(back, ours, group, empty)
     return [returned[i % n][i // n] for i in range(len(like))]
 
 
-def _exchange(sent: list[list[Tensor]], shapes: list[list[tuple[int, int]]], group: Any) -> list[list[Tensor]]:
-    """Send to each rank its list of matrices; from each come some of the `shapes`."""
+def _exchange(
+    sent: list[list[Tensor]], shapes: list[list[tuple[int, int]]], group: Any, empty: Tensor
+) -> list[list[Tensor]]:
+    """Send to each rank its list of matrices; some of the `shapes` come from each. `empty`: a vector of their kind."""
     sizes = [[rows * columns for rows, columns in of_rank] for of_rank in shapes]
-    flat = torch.cat([part.flatten() for of_rank in sent for part in of_rank])
-    received = flat.new_empty(sum(map(sum, sizes)))
+    flat = torch.cat([empty, *(part.flatten() for of_rank in sent for part in of_rank)])
+    received = empty.new_empty(sum(map(sum, sizes)))
     lengths = [sum(part.numel() for part in of_rank) for of_rank in sent]
     dist.all_to_all_single(received, flat, [sum(of_rank) for of_rank in sizes], lengths, group)
     parts = received.split([size for of_rank in sizes for size in of_rank])
@@ -187,8 +192,10 @@ def load_tensors(directory: Path, make: Callable[[str, torch.Size], Tensor]) -> 
     described: dict[str, Any] = reader.read_metadata().state_dict_metadata
     places = {name: make(name, about.size) for name, about in described.items()}
     alone = not any(is_sharded(place) for place in places.values())
-    if places:
-        _explained(lambda: load(dict(places), storage_reader=reader, no_dist=alone))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so it should be
+        if places:
+            _explained(lambda: load(dict(places), storage_reader=reader, no_dist=alone))
     return places
 
 
