@@ -39,6 +39,6 @@ def shared_text(tmp_path_factory: pytest.TempPathFactory, sample_text: str) -> P
 def alone(tmp_path_factory: pytest.TempPathFactory, shared_text: Path) -> Path:
     """The run of one process, with `launching.OPTIONS`."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    settings = dict(steps=50, eval_every=10, eval_batches=3, sample_tokens=0, seed=5, dtype="float32", batch_size=8)
+    settings = dict(steps=50, eval_every=20, eval_batches=3, sample_tokens=0, seed=5, dtype="float32", batch_size=8)
     train([shared_text], out, shape="nano", tokenizer="byte", config={"drop_rate": 0.0}, threads=1, **settings)  # type: ignore[arg-type]
     return out

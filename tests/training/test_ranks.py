@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from launching import OPTIONS, Launch, assert_same_losses, at_step, free_port, losses
+from launching import OPTIONS, QUICK, Launch, assert_same_losses, at_step, losses
 
 from glassgpt import train
 from glassgpt.training.follow import is_own, record_of
@@ -71,7 +71,7 @@ def test_torchrun_restarts_from_the_last_checkpoint_and_a_signal_saves(
     out, script = tmp_path / "run", tmp_path / "driver.py"
     script.write_text(DRIVER, encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
-    command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), str(script)]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", str(script)]
     command += ["train", str(shared_text), *OPTIONS, "--out", str(out)]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "MARKER": str(tmp_path / "marker")}
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False, env=environment)
@@ -101,7 +101,7 @@ def test_ranks_that_differ_end_in_one_line(
         ["train", str(shared_text), "--steps", "2", "--shape", "nano", "--out", "run", name, f"{prefix}{rank}"]
         for rank in range(2)
     ]
-    done = launch(2, each=each, code=f"import os; os.chdir({str(tmp_path)!r})")
+    done = launch(2, each=each, code=f"{QUICK}import os; os.chdir({str(tmp_path)!r})")
     assert all(done.codes)
     assert len(done.ours) == 1
     assert line in done.ours[0]

@@ -21,23 +21,23 @@ from glassgpt.training.state import checkpoint_at, newest_checkpoint
 
 MUON = ("train", *OPTIONS, "--fsdp", "--micro-batch-size", "2")
 
-# in the save at step 30 rank 1 is killed before it writes its part
+# in the save at step 40 rank 1 is killed before it writes its part
 IN_SAVE = """
 import os, signal
 from glassgpt.training import state
 def saving(tensors, directory, real=state.save_tensors):
-    if rank == 1 and "step-00000030" in str(directory):
+    if rank == 1 and "step-00000040" in str(directory):
         os.kill(os.getpid(), signal.SIGKILL)
     real(tensors, directory)
 state.save_tensors = saving
 """
-# in the save at step 30 rank 0 is killed when all is written, and has another name still
+# in the save at step 40 rank 0 is killed when all is written, and has another name still
 BEFORE_RENAME = """
 import os, signal
 from glassgpt import files
 def flushing(path, real=files.sync_tree):
     real(path)
-    if "step-00000030" in path.name:
+    if "step-00000040" in path.name:
         os.kill(os.getpid(), signal.SIGKILL)
 files.sync_tree = flushing
 """
