@@ -323,6 +323,8 @@ def drill(server: Drilled, quick: bool, seed: int) -> Iterator[str]:
     rng = random.Random(seed)
     before = server.references()
     yield from overload(server, 1)  # what a full batch needs is there from now on
+    server.ask("/inspect", prompt="look inside", position=3)  # loads PyTorch, and stays
+    server.http.get("/runs/m")
     if not quick:
         yield from slow_readers(server, 16)
         yield from million(server)
