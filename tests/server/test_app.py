@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,6 +27,11 @@ def text_of(two_models: Running, prompt: str = PROMPT, model: str = "tiny", **op
 
     readable, tokenizer = load_model(two_models.models[model].path)
     return complete(readable, tokenizer, prompt, **{"max_new_tokens": 20, "temperature": 0, **options}).text
+
+
+def test_the_server_loads_no_torch_before_it_needs_it() -> None:
+    code = "import sys, glassgpt.server.app, glassgpt.server.probe; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-W", "error", "-c", code], check=False).returncode == 0
 
 
 # ---- completions ----------------------------------------

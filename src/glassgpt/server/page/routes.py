@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -13,7 +14,6 @@ from starlette.responses import Response
 from glassgpt.server.errors import ApiError, JSONResponse
 from glassgpt.server.page.document import INDEX, KINDS, page_files
 from glassgpt.server.page.inspections import MOST_CANDIDATES, Inspections, InspectOptions
-from glassgpt.server.page.run_view import run_view
 from glassgpt.server.schema import Ids, SamplingFields
 from glassgpt.server.state import find_model, state_of
 from glassgpt.server.stream import listening
@@ -67,7 +67,13 @@ def _files() -> dict[str, bytes]:
 async def run(name: str, request: Request) -> Response:
     """The training run of a model, as it stands now: `{"run": ...}`, null for a model that is none."""
     served = find_model(request, name)
-    return JSONResponse({"run": await asyncio.to_thread(run_view, served.path)})
+    return JSONResponse({"run": await asyncio.to_thread(_run_view, served.path)})
+
+
+def _run_view(path: Path) -> dict[str, Any] | None:
+    from glassgpt.server.page.run_view import run_view  # loads PyTorch: not before somebody looks
+
+    return run_view(path)
 
 
 @router.post("/inspect")
