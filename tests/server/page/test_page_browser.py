@@ -285,6 +285,34 @@ def test_another_token_begins_a_branch_and_the_first_text_can_be_gone_back_to(
     assert tokens.all_inner_texts() == second
 
 
+def test_a_branch_may_begin_while_the_text_is_written(two_models: Running, watched: Open, expect: Any) -> None:
+    page = watched().page
+    page.goto(two_models.address)
+    expect(page.locator("#generate")).to_be_enabled()
+    held_of(two_models, "first").allow(4)
+    page.locator("#prompt").fill(PROMPT)
+    page.locator("#max_tokens").fill("20")
+    page.locator("#generate").click()
+    expect(page.locator(".token.from-model")).to_have_count(5)
+    choose(page, expect, page.locator(".token").nth(6))
+    page.locator(".candidate:not(.here)").first.click()
+    held_of(two_models, "first").allow(None)
+    expect(page.locator(".branches button")).to_have_count(2)
+    expect(page.locator("#continue")).to_be_visible()
+    expect(page.locator(".branches [aria-current]")).to_contain_text("from token 7")
+
+
+def test_an_empty_prompt_begins_from_nothing(two_models: Running, watched: Open, expect: Any) -> None:
+    page = watched().page
+    page.goto(two_models.address)
+    page.locator("#max_tokens").fill("3")
+    page.locator("#generate").click()
+    expect(page.locator("#continue")).to_be_visible()
+    expect(page.locator(".token.from-prompt")).to_have_count(1)
+    choose(page, expect, page.locator(".token.from-model").first)
+    expect(page.locator(".candidate.here .why")).to_have_text("here, seed")
+
+
 def test_two_models_side_by_side(two_models: Running, watched: Open, expect: Any) -> None:
     page = watched().page
     page.goto(two_models.address)
