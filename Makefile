@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# a process a core; a file's tests stay together, for they share what is slow to make
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: demo serve notebook test quick check format docs clean
 
@@ -21,10 +23,10 @@ notebook: $(VENV)/.installed-notebook
 	$(BIN)/jupyter lab src/attention_implementation.ipynb
 
 test: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 quick: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .

@@ -10,10 +10,10 @@ Where the code is (`make docs` keeps the lines right):
     GPTModel.reset_kv_cache      src/glassgpt/book/model.py:81
     generate_text_simple_cached  src/glassgpt/book/generation.py:78
     KVCache                      src/glassgpt/kv_cache.py:20
-    KVCache.begin                src/glassgpt/kv_cache.py:138
-    CachePass                    src/glassgpt/kv_cache.py:175
-    CachePass.extend             src/glassgpt/kv_cache.py:192
-    CachePass.commit             src/glassgpt/kv_cache.py:207
+    KVCache.begin                src/glassgpt/kv_cache.py:143
+    CachePass                    src/glassgpt/kv_cache.py:180
+    CachePass.extend             src/glassgpt/kv_cache.py:197
+    CachePass.commit             src/glassgpt/kv_cache.py:212
     MultiHeadAttention           src/glassgpt/model.py:68
     MultiHeadAttention.forward   src/glassgpt/model.py:104
     generate_text_simple         src/glassgpt/model.py:252

@@ -26,7 +26,11 @@ hypothesis.settings.register_profile(
     "glassgpt", deadline=None, max_examples=25, database=None, derandomize=True, print_blob=False
 )
 hypothesis.settings.load_profile("glassgpt")
-torch.set_num_threads(1)  # on tensors this small, more threads cost more than they bring
+
+
+def pytest_runtest_setup() -> None:
+    """One thread for PyTorch, whatever the test before left: on tensors this small more cost more than they bring."""
+    torch.set_num_threads(1)
 
 
 class NetworkUsedError(RuntimeError):

@@ -116,6 +116,7 @@ def test_no_message_names_an_option_that_does_not_exist() -> None:
         "--array",
         "--dependency",
     }
+    others |= {"--rm", "--served-model-name"}  # of podman and of vLLM
     # of torchrun and of SLURM
     others |= {"--standalone", "--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port"}
     others |= {"--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts", "--shutdown-timeout"}

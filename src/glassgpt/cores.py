@@ -67,3 +67,8 @@ def processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def may_have_gpu() -> bool:
+    """Whether it is worth to ask PyTorch for a GPU, which takes seconds."""
+    return sys.platform == "darwin" or any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/kfd", "/dev/dxg"))

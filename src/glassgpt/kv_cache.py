@@ -55,6 +55,11 @@ class KVCache:
         return cls(keys, values, lengths, capacity=capacity, window=window)
 
     @property
+    def memory(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of all rows, the live ones first; replaced by larger ones where rows join."""
+        return self._memory[:2]
+
+    @property
     def keys(self) -> Tensor:
         """Keys of the live rows: (n_layers, batch, n_kv_heads, slots, head_dim)."""
         return self._memory[0][:, : self.batch_size]

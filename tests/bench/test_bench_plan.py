@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 
 from glassgpt.bench import plan
-from glassgpt.bench.plan import OURS, PEERS, WORKS, Sizes, installed_peers, peer_threads, possible
+from glassgpt.bench.plan import (
+    ON_GPU,
+    OURS,
+    PEERS,
+    WORKS,
+    Sizes,
+    installed_peers,
+    our_contenders,
+    peer_threads,
+    possible,
+)
 from glassgpt.generation.cpu import weights
 
 
@@ -67,3 +77,11 @@ def test_missing_peers_are_named_with_the_command(
 
 def test_a_peer_tries_one_thread_for_two_cores() -> None:
     assert (peer_threads(1), peer_threads(2), peer_threads(16)) == ((1,), (2, 1), (16, 8))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_gpu_takes_part_where_there_is_one(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    monkeypatch.setattr("glassgpt.bench.plan.may_have_gpu", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    assert [name for name in our_contenders() if name in ON_GPU] == list(ON_GPU if there else ())
+    assert set(OURS) - set(our_contenders()) == set(() if there else ON_GPU)

@@ -114,10 +114,11 @@ def test_misuse_is_one_line(words: list[str], said: str, capsys: pytest.CaptureF
 
 def test_the_first_token_is_asked_of_the_contender_itself() -> None:
     cached = " ".join(_generate_command("m", "cached", 2))
-    assert cached.endswith("--threads 2 --decoder cached")
+    assert cached.endswith("generate m - --max-new-tokens 1 --temperature 0 --threads 2 --device cpu --decoder cached")
     compiled = " ".join(_generate_command("m", "compiled int4", 1))
-    assert compiled.endswith("--threads 1 --decoder compiled --precision int4")
-    assert "generate m - --max-new-tokens 1 --temperature 0" in compiled
+    assert compiled.endswith("--threads 1 --device cpu --decoder compiled --precision int4")
+    graphs = " ".join(_generate_command("m", "graphs on the GPU", 1))
+    assert graphs.endswith("--threads 1 --device cuda --decoder graphs")
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """Which decoder `generate` takes, and what it says where there is no choice."""
 
+import argparse
 import importlib
 import io
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import torch
 from glassgpt import GPTConfig, GPTModel, Tokenizer, save_model
 from glassgpt.cli import main
 from glassgpt.cli import options as options_module
+from glassgpt.cores import may_have_gpu
 from glassgpt.generation.auto import remember_decoders
 from glassgpt.generation.row import Row
 
@@ -66,8 +69,8 @@ def test_without_numba_the_plain_decoder_serves(
 
 
 def test_a_gpu_is_asked_for_only_where_there_may_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options_module.sys, "platform", "darwin")
-    assert options_module._may_have_gpu()
+    monkeypatch.setattr("glassgpt.cores.sys.platform", "darwin")
+    assert may_have_gpu()
 
 
 def test_generate_loads_no_torch(saved: Path) -> None:
@@ -114,7 +117,7 @@ def cpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("glassgpt.cores.available_cores", lambda: 2)
-    monkeypatch.setattr(options_module, "_may_have_gpu", lambda: False)
+    monkeypatch.setattr(options_module, "may_have_gpu", lambda: False)
 
 
 @pytest.mark.usefixtures("cpu_alone")
@@ -165,6 +168,32 @@ def test_auto_takes_the_decoder_that_was_measured_to_be_faster(
     command = ["generate", str(saved), "--prompts", str(tmp_path / "prompts.txt"), "--verbose", "--max-new-tokens", "3"]
     assert main(command) == 0
     assert "compiled decoder (the default on the CPU)" in capsys.readouterr().err
+
+
+def test_graphs_need_a_gpu(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(saved), "ab", "--decoder", "graphs"]) == 2
+    assert capsys.readouterr().err == (
+        "glassgpt: the decoder 'graphs' needs a CUDA device, and this model is on cpu: leave it out\n"
+    )
+
+
+@pytest.mark.usefixtures("cpu_alone")
+def test_on_a_gpu_graphs_are_taken_where_they_were_measured_to_be_faster(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu = SimpleNamespace(device="cuda:0")
+    monkeypatch.setattr(options_module, "load_to_look", lambda arguments: (on_gpu, None))
+    monkeypatch.setattr("glassgpt.generation.graphs.GraphDecoder", lambda model: ("graphs of", model))
+    arguments = argparse.Namespace(model=str(saved), decoder="auto", device="auto", prompts=None)
+    assert options_module.load_for_text(arguments)[0] is on_gpu
+    assert arguments.decoder_why == "the default on a GPU"
+    remember_decoders(saved, {"cached": 300.0, "graphs": 900.0}, "cuda:0")
+    assert options_module.load_for_text(arguments)[0] == ("graphs of", on_gpu)
+    assert arguments.decoder_why.startswith("300 tokens/s, graphs 900, measured on 2")
+    arguments.decoder = "cached"
+    assert options_module.load_for_text(arguments)[0] is on_gpu
+    arguments.decoder = "graphs"
+    assert options_module.load_for_text(arguments)[0] == ("graphs of", on_gpu)
 
 
 # ---- chat and explain ----------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from glassgpt import GPTModel, Tokenizer, save_model
-from glassgpt.generation.auto import CACHED, COMPILED, choose_decoder, remember_decoders
+from glassgpt.generation.auto import CACHED, COMPILED, GRAPHS, choose_decoder, remember_decoders
 from glassgpt.measured import cache_file
 
 
@@ -29,6 +29,16 @@ def test_the_faster_one_where_it_is_worth_other_bits(saved: Path, compiled: floa
     name, why = choose_decoder(saved)
     assert name == taken
     assert why.startswith(f"{compiled:.3g} tokens/s, cached {cached:.3g}, measured on 2")
+
+
+def test_each_device_has_its_own(saved: Path) -> None:
+    assert choose_decoder(saved, "cuda:0") == (CACHED, "the default on a GPU")
+    remember_decoders(saved, {COMPILED: 25.0, CACHED: 66.0})
+    remember_decoders(saved, {CACHED: 300.0, GRAPHS: 900.0}, "cuda:0")
+    remember_decoders(saved, {CACHED: 300.0}, "cuda:1")  # graphs could not be had
+    assert choose_decoder(saved)[0] == CACHED
+    assert choose_decoder(saved, "cuda:0")[0] == GRAPHS
+    assert choose_decoder(saved, "cuda:1") == (CACHED, "the default on a GPU")
 
 
 def test_another_shape_and_other_formats_are_not_meant(

@@ -166,6 +166,19 @@ def test_each_record_is_what_its_prompt_gives_alone(
         }
 
 
+def test_a_record_has_log_probabilities_where_they_were_asked_for(
+    model: GPTModel, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    path = tmp_path / "p.jsonl"
+    lines = [{"prompt": "a", "logprobs": 2, "logit_bias": {"65": 5}}, {"prompt": "a", "seed": 0}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    tasks = tasks_for(model, tiny_tokenizer, path, read_prompts(path, {"max_new_tokens": 4, "ignore_eot": True}), "x")
+    first, second = write(tmp_path / "out.jsonl", model, tiny_tokenizer, tasks)
+    assert [len(entry["top"]) for entry in first["logprobs"]] == [2] * 4
+    assert all(entry["logprob"] <= entry["top"][0][1] <= 0 for entry in first["logprobs"])
+    assert "logprobs" not in second
+
+
 def test_tasks_keep_to_their_number_and_order(model: GPTModel, tiny_tokenizer: Tokenizer, tasks: list[Task]) -> None:
     begun: list[int] = []
     live: set[int] = set()

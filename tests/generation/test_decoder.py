@@ -11,11 +11,19 @@ from hypothesis import strategies as st
 
 from glassgpt import GPTModel
 from glassgpt.generation.decoder import Decoder, Scores
+from glassgpt.generation.graphs import GraphDecoder
 from glassgpt.generation.torch_decoder import CachedDecoder, NaiveDecoder
 
 Make = Callable[..., GPTModel]
 CONTEXT = 8
-BOTH = pytest.mark.parametrize("make_decoder", [NaiveDecoder, CachedDecoder])
+
+
+def spans(model: GPTModel) -> GraphDecoder:
+    """Three spans a row."""
+    return GraphDecoder(model, span=3)
+
+
+EVERY = pytest.mark.parametrize("make_decoder", [NaiveDecoder, CachedDecoder, spans])
 
 
 def alone(model: GPTModel, row: Sequence[int]) -> np.ndarray:
@@ -29,7 +37,7 @@ def agree(scores: Scores, model: GPTModel, rows: Sequence[Sequence[int]]) -> Non
     np.testing.assert_allclose(scores, np.stack([alone(model, row) for row in rows]), atol=1e-4, rtol=0)
 
 
-@BOTH
+@EVERY
 @given(data=st.data())
 def test_scores_are_those_of_each_row_alone(tiny_model: Make, make_decoder: Any, data: st.DataObject) -> None:
     """Prompts of any lengths, rows that join and leave at every step."""
@@ -60,7 +68,7 @@ def test_scores_are_those_of_each_row_alone(tiny_model: Make, make_decoder: Any,
             rows.pop()
 
 
-@BOTH
+@EVERY
 @given(data=st.data())
 def test_pieces_of_any_size_give_the_scores_of_the_whole(
     tiny_model: Make, make_decoder: Any, data: st.DataObject
@@ -95,7 +103,7 @@ def test_pieces_of_any_size_give_the_scores_of_the_whole(
             agree(decoder.read([5], prefix).scores[None], model, [[*tokens, 5]])
 
 
-@BOTH
+@EVERY
 def test_a_prefix_holds_no_more_than_the_context(tiny_model: Make, make_decoder: Any) -> None:
     decoder = make_decoder(tiny_model(context_length=CONTEXT))
     prefix = decoder.read([1] * 5)
@@ -113,7 +121,7 @@ def test_a_prefix_takes_no_more_memory_than_its_tokens(tiny_model: Make) -> None
     assert decoder.row_bytes == 2 * 2 * CONTEXT * 12 * 4  # keys and values, layers, tokens, width, float32
 
 
-@BOTH
+@EVERY
 def test_prompts_are_left_alone_and_scores_have_no_gradient(tiny_model: Make, make_decoder: Any) -> None:
     model, prompts = tiny_model(context_length=CONTEXT), [[1, 2, 3], [4]]
     decoder = make_decoder(model)
@@ -124,7 +132,7 @@ def test_prompts_are_left_alone_and_scores_have_no_gradient(tiny_model: Make, ma
     assert not isinstance(model, Decoder)
 
 
-@BOTH
+@EVERY
 def test_a_row_holds_no_more_than_the_context(tiny_model: Make, make_decoder: Any) -> None:
     model = tiny_model(context_length=CONTEXT)
     decoder = make_decoder(model)

@@ -14,6 +14,7 @@ from glassgpt import GPTModel, complete
 from glassgpt.generation.cpu.decoder import CPUDecoder
 from glassgpt.generation.cpu.load import pack_model
 from glassgpt.generation.decoder import Decoder, Speculative
+from glassgpt.generation.graphs import GraphDecoder
 from glassgpt.generation.options import Generation
 from glassgpt.generation.row import Row
 from glassgpt.generation.scheduler import Scheduler
@@ -34,6 +35,7 @@ SHAPES: list[dict[str, Any]] = [
 DECODERS: dict[str, Callable[[GPTModel], Speculative]] = {
     "naive": NaiveDecoder,
     "cached": CachedDecoder,
+    "graphs": lambda model: GraphDecoder(model, span=10),
     "compiled": lambda model: CPUDecoder(pack_model(model)),
 }
 N_NEW = 40

@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 
+from glassgpt.cores import may_have_gpu
+
 WORKS = ("decode", "prompt", "rows", "context", "first")
 """In the order in which they are done; `docs/decoding.md` says what each is."""
 
 PRECISIONS = ("float32", "bfloat16", "int8", "int4")
-OURS = ("naive", "cached", *(f"compiled {precision}" for precision in PRECISIONS))
+ON_GPU = ("cached on the GPU", "graphs on the GPU")
+"""Only where there is a CUDA device."""
+OURS = ("naive", "cached", *(f"compiled {precision}" for precision in PRECISIONS), *ON_GPU)
 PEERS = {
     "transformers": ("transformers",),
     "ctranslate2": ("ctranslate2 float32", "ctranslate2 int8"),
@@ -23,7 +27,7 @@ NEEDS = {
 }
 _PACKAGES = {"llama_cpp": "llama-cpp-python"}  # that are not named as their modules
 
-FLOAT32 = ("compiled float32", "cached", "naive", "transformers", "ctranslate2 float32", "llama.cpp f32")
+FLOAT32 = ("compiled float32", "cached", "naive", *ON_GPU, "transformers", "ctranslate2 float32", "llama.cpp f32")
 """Those that write the same greedy tokens; the first of them that is there has the text that others are held to."""
 ROUNDED = tuple(f"compiled {precision}" for precision in PRECISIONS[1:])
 
@@ -88,6 +92,16 @@ def possible(work: str, contender: str, sizes: Sizes) -> bool:
         return work != "context" or bool(sizes.positions)
     # llama-cpp-python's own loop has one row
     return work in ("decode", "prompt") or (work == "rows" and not contender.startswith("llama.cpp"))
+
+
+def our_contenders() -> list[str]:
+    """Those of `OURS` that this machine can run."""
+    has_gpu = False
+    if may_have_gpu():
+        import torch  # takes seconds
+
+        has_gpu = torch.cuda.is_available()
+    return [name for name in OURS if has_gpu or name not in ON_GPU]
 
 
 def installed_peers() -> tuple[list[str], list[str]]:

@@ -8,7 +8,9 @@ from glassgpt.bench.plan import OURS
 from glassgpt.bench.results import Bench, threads_of
 
 # from plain to fast; the peers are warm colours
-_COLOURS = dict(zip(OURS, ("#c3ccd9", "#8fa3bf", "#1f5fae", "#2a8fa8", "#2e9e6b", "#7a52b3"), strict=True))
+_COLOURS = dict(
+    zip(OURS, ("#c3ccd9", "#8fa3bf", "#1f5fae", "#2a8fa8", "#2e9e6b", "#7a52b3", "#3b3b6d", "#151533"), strict=True)
+)
 _PEER_COLOURS = {"transformers": ("#d9a441",), "ctranslate2": ("#d1495b", "#e58c98"), "llama.cpp": (
     "#8c510a", "#bf812d", "#cfa15f", "#dfc27d")}  # fmt: skip
 

@@ -16,10 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.bench import prepare, turn
-from glassgpt.bench.plan import FLOAT32, OURS, ROUNDED, WORKS, Sizes, installed_peers, peer_threads, possible
+from glassgpt.bench.plan import (
+    FLOAT32,
+    ON_GPU,
+    OURS,
+    ROUNDED,
+    WORKS,
+    Sizes,
+    installed_peers,
+    our_contenders,
+    peer_threads,
+    possible,
+)
 from glassgpt.bench.results import Bench, Turn
 from glassgpt.cores import asked_threads, available_cores, wanted_threads
-from glassgpt.generation.auto import CACHED, COMPILED, remember_decoders
+from glassgpt.generation.auto import CACHED, COMPILED, GRAPHS, remember_decoders
 from glassgpt.measured import this_machine
 from glassgpt.options import check_int, nearest
 from glassgpt.terminal_text import one_line
@@ -74,9 +85,10 @@ def bench(
     if unknown := [work for work in works if work not in WORKS]:
         raise ValueError(f"unknown work {unknown[0]!r}: {nearest(unknown[0], WORKS)}")
     found, notes = installed_peers() if peers else ([], [])
-    contenders = [name for name in (*OURS, *found) if not only or name.startswith(tuple(only))]
+    known = (*our_contenders(), *found)
+    contenders = [name for name in known if not only or name.startswith(tuple(only))]
     if not contenders:
-        raise ValueError(f"no contender's name begins with {' or '.join(only)}: they are {', '.join((*OURS, *found))}")
+        raise ValueError(f"no contender's name begins with {' or '.join(only)}: they are {', '.join(known)}")
     used = wanted_threads(threads)
     path = str(resolve_model(model))
     if (load := _load_before()) is not None:
@@ -111,11 +123,10 @@ def machine(threads: int) -> dict[str, Any]:
 
 def _remember(result: Bench, model: str) -> None:
     """Which decoder is the faster one here is what is asked the next time, too."""
-    rates = {COMPILED: "compiled float32", CACHED: "cached"}
-    found = {name: result.median(contender, "decode", "rate") for name, contender in rates.items()}
-    measured = {name: rate for name, rate in found.items() if rate is not None}
-    if measured.keys() == rates.keys():
-        remember_decoders(Path(model), measured)
+    on_cpu, on_gpu = {COMPILED: "compiled float32", CACHED: "cached"}, dict(zip((CACHED, GRAPHS), ON_GPU, strict=True))
+    for device, names in {"cpu": on_cpu, "cuda:0": on_gpu}.items():
+        rates = {name: result.median(contender, "decode", "rate") for name, contender in names.items()}
+        remember_decoders(Path(model), {name: rate for name, rate in rates.items() if rate is not None}, device)
 
 
 def _load_before() -> str | None:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from glassgpt.bench.plan import ROUNDED, ROW_COUNTS, Sizes
+from glassgpt.bench.plan import ON_GPU, ROUNDED, ROW_COUNTS, Sizes
 from glassgpt.bench.writers import Loaded, load
 from glassgpt.cores import peak_memory
 from glassgpt.files import write_text
@@ -81,7 +81,8 @@ def _decode(loaded: Loaded, request: Request, prompt: int, new: int) -> dict[str
         # the compiled one's cache grows with the text
         held = getattr(loaded.decoder, "cache_bytes", loaded.decoder.row_bytes)
         figures |= {"weight_bytes": loaded.weight_bytes, "cache_bytes": held}
-        figures["read_rate"] = read_rate(request.threads)
+        if request.contender not in ON_GPU:  # which read another memory
+            figures["read_rate"] = read_rate(request.threads)
     if request.reference is not None and request.contender in ROUNDED:
         figures["agreement"] = agreement(loaded.decoder, request.ids[:prompt], request.reference)
     return figures

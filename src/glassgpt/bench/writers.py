@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from glassgpt.bench.plan import OURS
+from glassgpt.bench.plan import ON_GPU, OURS
 from glassgpt.generation.decoder import Decoder
 from glassgpt.generation.text import complete
 
@@ -48,11 +48,16 @@ def _ours(contender: str, model: str, threads: int, longest: int) -> Loaded:
         return Loaded(_our_writer(compiled, tokenizer), compiled, compiled.weight_bytes)
     from glassgpt.checkpoint import load_model
     from glassgpt.device import set_threads
+    from glassgpt.generation.graphs import GraphDecoder
     from glassgpt.generation.torch_decoder import CachedDecoder, NaiveDecoder
 
     set_threads(threads)
-    readable, tokenizer = load_model(model)
-    decoder = NaiveDecoder(readable) if contender == "naive" else CachedDecoder(readable, longest)
+    readable, tokenizer = load_model(model, device="cuda" if contender in ON_GPU else "cpu")
+    decoder: Decoder
+    if contender.startswith("graphs"):
+        decoder = GraphDecoder(readable, longest)
+    else:
+        decoder = NaiveDecoder(readable) if contender == "naive" else CachedDecoder(readable, longest)
     weight_bytes = sum(parameter.nbytes for parameter in readable.parameters())
     return Loaded(_our_writer(decoder, tokenizer), decoder, weight_bytes)
 

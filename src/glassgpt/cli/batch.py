@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.cli.console import prompts_bar, say
-from glassgpt.cli.options import DONE, FAILED, load_draft, load_for_text, say_choice, whole
+from glassgpt.cli.options import DONE, FAILED, load_draft, load_for_text, readable, say_choice, whole
 
 
 class _Prompts(argparse.Action):
@@ -105,4 +105,4 @@ def _fingerprint(model: Any) -> str:
         return str(model.fingerprint())
     from glassgpt.checkpoint import fingerprint
 
-    return fingerprint(model)
+    return fingerprint(readable(model))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glassgpt.bench.plan import WORKS
+from glassgpt.bench.plan import ON_GPU, WORKS
 from glassgpt.cli.console import print_json, say
 from glassgpt.cli.options import DONE, FAILED, add_machine, add_model, command, whole
 
@@ -89,10 +89,11 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _generate_command(model: str, contender: str, threads: int) -> list[str]:
     """`glassgpt generate` as a contender would be chosen, for one token."""
-    how = ["--decoder", "cached"]
-    if contender != "cached":
-        how = ["--decoder", "compiled", "--precision", contender.split()[-1]]
-    options = ["--max-new-tokens", "1", "--temperature", "0", "--device", "cpu", "--threads", str(threads)]
+    decoder, rest = contender.partition(" ")[::2]
+    how = ["--device", "cuda" if contender in ON_GPU else "cpu", "--decoder", decoder]
+    if decoder == "compiled":
+        how += ["--precision", rest]
+    options = ["--max-new-tokens", "1", "--temperature", "0", "--threads", str(threads)]
     return [sys.executable, "-m", "glassgpt", "generate", model, "-", *options, *how]
 
 

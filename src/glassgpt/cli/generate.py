@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -76,6 +75,8 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 def _generate(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     batch.check_arguments(arguments)
+    if options.get("logprobs") is not None and not arguments.json and arguments.prompts is None:
+        raise ValueError("--logprobs is told in JSON: add --json, or --prompts")
     if arguments.prompts is not None:
         return batch.generate_batch(arguments, options)
     prompt = read_standard_input() if arguments.prompt == "-" else arguments.prompt
@@ -92,7 +93,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     options["seeds"] = [None if seed is None else seed + n for n in range(arguments.n)]
     if arguments.json:
         completions = complete(model, tokenizer, prompts, draft=draft, tally=tally, **options)
-        print_json({"prompt": prompt, "completions": [dataclasses.asdict(completion) for completion in completions]})
+        print_json({"prompt": prompt, "completions": [completion.to_dict() for completion in completions]})
         say_choice(arguments, model)
         return DONE
     pieces = stream_rows(model, tokenizer, prompts, draft=draft, tally=tally, **options)
@@ -118,6 +119,8 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _chat(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
+    if "logprobs" in options:
+        raise ValueError("--logprobs has no place in a talk on a terminal: leave it out")
     options["stop"] = [*options.get("stop", ()), STOP]
     options["on_overflow"] = _overflow_note(options["overflow"])
     model, tokenizer = load_for_text(arguments)

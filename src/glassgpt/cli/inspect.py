@@ -21,7 +21,7 @@ from glassgpt.cli.options import (
     command,
     given,
     load,
-    load_for_text,
+    load_to_look,
     wants_compiled,
     whole,
 )
@@ -42,7 +42,7 @@ def add_commands(commands: Any) -> None:
         "text", nargs="*", metavar="TEXT", help="text files or folders (default: the validation part of a run)"
     )
     add_text_field(evaluate)
-    add_decoder(evaluate, auto="cached")
+    add_decoder(evaluate, auto="cached", graphs=False)
     add_machine(evaluate)
 
     explain = command(commands, "explain", _explain, "show what a model expects at each token, and where it looks")
@@ -66,7 +66,9 @@ def add_commands(commands: Any) -> None:
     )
     add_fields(explain.add_argument_group("sampling", "how a token is drawn, for --json and --html"), Sampling)
     add_decoder(
-        explain, auto="as for generate; the readable model with --out, --html and --attention, which are of its own"
+        explain,
+        auto="as for generate; the readable model with --out, --html and --attention, which are of its own",
+        graphs=False,
     )
     add_machine(explain)
 
@@ -74,7 +76,7 @@ def add_commands(commands: Any) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from glassgpt.training.evaluate import evaluate, evaluate_run
 
-    model, tokenizer = load_for_text(arguments) if wants_compiled(arguments) else load(arguments)
+    model, tokenizer = load_to_look(arguments) if wants_compiled(arguments) else load(arguments)
     with run_view(on_stderr=True) as progress:
         if arguments.text:
             result = evaluate(model, tokenizer, arguments.text, text_fields=arguments.text_field, progress=progress)
@@ -103,7 +105,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     if inside and wants_compiled(arguments):
         raise ValueError(f"--{inside} shows the readable model's attention: leave out what is for the compiled decoder")
     readable = load(arguments) if inside else None
-    model, tokenizer = readable or load_for_text(arguments)
+    model, tokenizer = readable or load_to_look(arguments)
     tokens = trace(model, tokenizer, arguments.prompt, arguments.top)
     if arguments.json:
         following = _following(arguments, sampling, model, tokenizer)

@@ -10,14 +10,15 @@ import math
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from glassgpt.cli.console import say
+from glassgpt.cores import may_have_gpu
 from glassgpt.options import Options, Rule
 
 if TYPE_CHECKING:
     from glassgpt.generation.cpu.decoder import CPUDecoder
+    from glassgpt.generation.graphs import GraphDecoder
     from glassgpt.model import GPTModel
     from glassgpt.tokenizer import Tokenizer
 
@@ -140,15 +141,17 @@ def load(arguments: argparse.Namespace) -> tuple[GPTModel, Tokenizer]:
 
 def add_decoder(
     parser: argparse.ArgumentParser,
-    auto: str = "compiled, unless there is a GPU or `glassgpt bench` measured here that cached is faster",
+    auto: str = "compiled, or cached where there is a GPU, unless `glassgpt bench` found another faster",
+    graphs: bool = True,
 ) -> None:
     """How the next token is computed; `auto` says what is taken where nothing was asked for."""
     parser.add_argument(
         "--decoder",
-        choices=("auto", "compiled", "cached"),
+        choices=("auto", "compiled", "cached", *(["graphs"] if graphs else [])),
         default="auto",
         help="compiled: kernels for this CPU, without torch; cached: the readable model with its cache, on any device; "
-        f"auto: {auto} (default: auto)",
+        + ("graphs: the same with each step as one CUDA graph; " if graphs else "")
+        + f"auto: {auto} (default: auto)",
     )
     parser.add_argument(
         "--precision",
@@ -175,9 +178,14 @@ def add_verbose(parser: argparse.ArgumentParser) -> None:
 def say_choice(arguments: argparse.Namespace, model: Any) -> None:
     """With `--verbose`: what `load_for_text` took, and why."""
     if arguments.verbose:
-        threads = f", {model.tuner}" if hasattr(model, "tuner") else f" on {model.device}"
-        name = "compiled" if hasattr(model, "tuner") else "cached"
-        say(f"{name} decoder ({arguments.decoder_why}){threads}", DONE)
+        where = f", {model.tuner}" if hasattr(model, "tuner") else f" on {readable(model).device}"
+        name = "compiled" if hasattr(model, "tuner") else "cached" if readable(model) is model else "graphs"
+        say(f"{name} decoder ({arguments.decoder_why}){where}", DONE)
+
+
+def readable(model: Any) -> Any:
+    """The readable model that a decoder of `load_for_text` runs; of any other its own self."""
+    return getattr(model, "model", model)
 
 
 def add_draft(parser: argparse.ArgumentParser) -> None:
@@ -221,7 +229,7 @@ def _n_bytes(model: Any) -> int:
     """What the weights of a model or a decoder take."""
     if hasattr(model, "weight_bytes"):
         return int(model.weight_bytes)
-    return sum(parameter.nbytes for parameter in model.parameters())
+    return sum(parameter.nbytes for parameter in readable(model).parameters())
 
 
 def wants_compiled(arguments: argparse.Namespace) -> bool:
@@ -233,13 +241,29 @@ def wants_compiled(arguments: argparse.Namespace) -> bool:
     )
 
 
-def load_for_text(arguments: argparse.Namespace) -> tuple[CPUDecoder | GPTModel, Tokenizer]:
-    """The model that was named, as what `generation.text` takes: compiled for the CPU, or the readable model.
+def load_for_text(arguments: argparse.Namespace) -> tuple[CPUDecoder | GraphDecoder | GPTModel, Tokenizer]:
+    """The model that was named, as what `generation.text` takes: a decoder for the CPU or a GPU, or the readable model.
 
     `arguments.decoder_why` is set to the reason for the one or the other, for `say_choice`.
     """
+    model, tokenizer = load_to_look(arguments)
+    decoder = arguments.decoder
+    device = str(getattr(model, "device", "cpu"))
+    if device.startswith("cuda") and decoder == "auto":
+        decoder, arguments.decoder_why = _measured(arguments, device)
+    if decoder != "graphs":
+        return model, tokenizer
+    if not device.startswith("cuda"):
+        raise ValueError(f"the decoder 'graphs' needs a CUDA device, and this model is on {device}: leave it out")
+    from glassgpt.generation.graphs import GraphDecoder
+
+    return GraphDecoder(model), tokenizer  # type: ignore[arg-type]  # what is on a GPU is readable
+
+
+def load_to_look(arguments: argparse.Namespace) -> tuple[CPUDecoder | GPTModel, Tokenizer]:
+    """As `load_for_text`, but whatever it gives has the scores of every token of a text."""
     asked = wants_compiled(arguments)
-    if asked and (arguments.decoder == "cached" or arguments.device not in ("auto", "cpu")):
+    if asked and (arguments.decoder in ("cached", "graphs") or arguments.device not in ("auto", "cpu")):
         raise ValueError(
             f"the compiled decoder, with its precision {arguments.precision or 'float32'!r} and its KV cache in "
             f"{arguments.kv_cache}, is for the CPU: leave them out"
@@ -265,26 +289,25 @@ def load_for_text(arguments: argparse.Namespace) -> tuple[CPUDecoder | GPTModel,
 
 
 def _choose_decoder(arguments: argparse.Namespace, asked: bool) -> tuple[str, str]:
-    """The decoder's name for `--decoder`, and why that one."""
-    if asked or arguments.decoder == "cached":
-        return "compiled" if asked else "cached", "as asked"
+    """The decoder's name for `--decoder`, and why that one, before any model is loaded."""
+    if asked or arguments.decoder != "auto":
+        return "compiled" if asked else arguments.decoder, "as asked"
     if arguments.device not in ("auto", "cpu"):
         return "cached", f"as --device {arguments.device} asks"
-    if arguments.device == "auto" and _may_have_gpu():
+    if arguments.device == "auto" and may_have_gpu():
         return "cached", "there may be a GPU"
-    from glassgpt.generation.auto import DEFAULT, choose_decoder
+    return _measured(arguments)
+
+
+def _measured(arguments: argparse.Namespace, device: str = "cpu") -> tuple[str, str]:
+    """The decoder that was measured to be the fastest, and why it is."""
+    from glassgpt.generation.auto import choose_decoder, default_decoder
+    from glassgpt.weights.download.resolve import resolve_model
 
     # what was measured is one row, and a batch must find its records
     if getattr(arguments, "prompts", None) is not None:
-        return DEFAULT
-    from glassgpt.weights.download.resolve import resolve_model
-
-    return choose_decoder(resolve_model(arguments.model))
-
-
-def _may_have_gpu() -> bool:
-    """Whether to ask PyTorch for a GPU, which takes seconds."""
-    return sys.platform == "darwin" or any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/kfd", "/dev/dxg"))
+        return default_decoder(device)
+    return choose_decoder(resolve_model(arguments.model), device)
 
 
 def whole(text: str) -> int:

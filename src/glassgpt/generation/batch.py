@@ -59,6 +59,7 @@ class Task:
 
     def record(self, completion: Completion) -> dict[str, Any]:
         """What is written about it."""
+        told = completion.to_dict()
         return {
             **self.beginning(),
             "text": completion.text,
@@ -66,6 +67,7 @@ class Task:
             "n_prompt_tokens": completion.n_prompt_tokens,
             "n_new_tokens": len(completion.ids),
             "seed": self.generation.seed,
+            **({"logprobs": told["logprobs"]} if "logprobs" in told else {}),
             "digest": self.digest,
         }
 

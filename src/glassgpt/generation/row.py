@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from glassgpt.generation.decoder import Draw
 from glassgpt.generation.decoder import Row as ScoreRow
@@ -26,6 +27,13 @@ class Completion:
     """Why it ended: "length", "stop" or "end_of_text"; "cancelled" where a scheduler was told to."""
     logprobs: list[TokenLogprobs] | None = None
     """Of each new token, where they were asked for."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, ready for JSON; without `logprobs` where they were not asked for."""
+        values = dataclasses.asdict(self)
+        if self.logprobs is None:
+            del values["logprobs"]
+        return values
 
 
 class Row:

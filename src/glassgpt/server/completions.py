@@ -65,8 +65,7 @@ def _completion_work(served: Served, body: CompletionRequest) -> _Work:
     given = body.prompt if body.prompt is not None else ""
     several: list[Any] = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
     n = body.n or 1
-    if n * len(several) > served.options.max_n:
-        raise ApiError(400, f"{len(several)} prompts with n {n}: at most {served.options.max_n} texts", param="n")
+    served.check_number(len(several), n)
     prompts = [served.check(served.encode(p) if isinstance(p, str) else p) for p in several]
     if body.echo and body.logprobs is not None:
         raise ApiError(400, "echo with logprobs is not supported: log-probabilities are of new tokens", param="echo")
@@ -86,10 +85,11 @@ def _chat_work(served: Served, body: ChatRequest) -> _Work:
         raise ApiError(400, "top_logprobs needs logprobs true", param="top_logprobs")
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise ApiError(400, "max_tokens and max_completion_tokens say the same: leave one out", param="max_tokens")
+    n = body.n or 1
+    served.check_number(1, n)
     prompt = served.check(served.encode_chat(plain(body.messages)))
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     asked = body.generation() | {"stop": (*body.stops(), *served.chat.stop), "logprobs": logprobs}
-    n = body.n or 1
     rows = served.rows([prompt], n, asked, body.max_completion_tokens or body.max_tokens, served.context_length)
     shape = shapes.ChatShape(served.tokenizer, bool(body.logprobs), bool(body.return_token_ids))
     return _Work(served, body, [prompt], rows, shape, [""], "chatcmpl", n)

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from glassgpt.server.completions import plain
 from glassgpt.server.errors import ApiError, JSONResponse
@@ -88,7 +88,7 @@ async def health(request: Request) -> Response:
     return JSONResponse({"status": "failed" if failed else "ok", "failed": sorted(failed)}, 503 if failed else 200)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
     return Response(state_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,16 +66,8 @@ class Served:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a prompt; `ApiError` where it cannot be one, and before much work where it is far too long."""
-        longest_token = self._longest_token()
-        least = len(text) // longest_token  # a token has no more characters than bytes
-        if least > self.most_prompt_tokens:
-            raise ApiError(
-                400,
-                f"the prompt has {len(text)} characters, which are more than the {self.most_prompt_tokens} tokens that "
-                f"it may have: the model's context is {self.context_length} tokens",
-                param="prompt",
-                code="context_length_exceeded",
-            )
+        if len(text) // self._longest_token > self.most_prompt_tokens:
+            raise self._far_too_long(len(text), "prompt")
         try:
             return self.tokenizer.encode(text)
         except ValueError as error:  # a character that the vocabulary lacks, half a surrogate pair
@@ -83,12 +76,17 @@ class Served:
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The ids after which the answer to a talk comes; errors as in `encode`."""
         n_characters = sum(len(message["content"]) for message in messages)
-        if n_characters // self._longest_token() > self.most_prompt_tokens:
-            raise too_long(n_characters // self._longest_token(), self.most_prompt_tokens, self.context_length)
+        if n_characters // self._longest_token > self.most_prompt_tokens:
+            raise self._far_too_long(n_characters, "messages")
         try:
             return self.chat.encode(messages)
         except ValueError as error:
             raise ApiError(400, _plain(error), param="messages") from None
+
+    def check_number(self, n_prompts: int, n: int) -> None:
+        """`ApiError` for more texts than one request may ask for."""
+        if n * n_prompts > self.options.max_n:
+            raise ApiError(400, f"n {n} for {n_prompts} prompts: {self.options.max_n} texts are allowed", param="n")
 
     def check(self, ids: Sequence[int]) -> list[int]:
         """A prompt that fits; of an empty one the end of text. `ApiError` for one that does not."""
@@ -115,10 +113,6 @@ class Served:
 
         A row ends at the context's edge at the latest. `ApiError` for more than may be asked for.
         """
-        if n * len(prompts) > self.options.max_n:
-            raise ApiError(
-                400, f"{len(prompts)} prompts with n {n} are more than the {self.options.max_n} allowed", param="n"
-            )
         limit = self.options.max_tokens
         if limit is not None and max_tokens is not None and max_tokens > limit:
             raise ApiError(400, f"max_tokens {max_tokens} is more than the {limit} allowed", param="max_tokens")
@@ -136,10 +130,19 @@ class Served:
             raise ApiError(400, _plain(error), param=param if param in Generation.rules() else None) from None
         return rows
 
+    @functools.cached_property
     def _longest_token(self) -> int:
-        if not hasattr(self, "_longest"):
-            self._longest = max(self.tokenizer.token_lengths(), default=1)
-        return max(1, self._longest)
+        """In bytes, and so at least in characters."""
+        return max(1, *self.tokenizer.token_lengths())
+
+    def _far_too_long(self, n_characters: int, param: str) -> ApiError:
+        return ApiError(
+            400,
+            f"{n_characters} characters are more than the {self.most_prompt_tokens} tokens that a prompt may have: "
+            f"the model's context is {self.context_length} tokens",
+            param=param,
+            code="context_length_exceeded",
+        )
 
     def close(self) -> None:
         """End its threads and processes."""
