@@ -218,10 +218,10 @@ def test_attention_is_the_models_and_is_drawn_over_the_text(
     choose(page, expect, tokens.nth(i))
     rows = attention_maps(model, ids)[:, :, -1].numpy()
     expect(page.locator("#heads button")).to_have_count(rows.shape[0] * rows.shape[1])
-    page.locator("#heads button").nth(4).click()
-    row = rows[1, 1]
-    expect(page.locator("#heads button").nth(4)).to_have_attribute("aria-checked", "true")
-    expect(page.locator("#looked")).to_contain_text(f"Layer 1, head 1 looked at “{shown_text(tokenizer, ids, row)}”")
+    page.locator("#heads button").nth(5).click()
+    row = rows[1, 2]
+    expect(page.locator("#heads button").nth(5)).to_have_attribute("aria-checked", "true")
+    expect(page.locator("#looked")).to_contain_text(f"Layer 1, head 2 looked at “{shown_text(tokenizer, ids, row)}”")
     assert [title_weight(token) for token in tokens.all()[:i]] == pytest.approx(row.tolist(), abs=6e-4)
     shades = [float(t.evaluate("t => t.style.getPropertyValue('--weight')")) for t in tokens.all()]
     assert shades[:i] == pytest.approx((row / row.max()).tolist(), abs=1e-3)
