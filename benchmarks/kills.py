@@ -4,10 +4,12 @@
 
 Small runs are begun, killed with SIGKILL, resumed, in a third of the cases killed again, and brought to their end. That
 end is compared with the undisturbed run's: weights, optimizer and state of the newest checkpoint, the model at the top,
-the prepared data, all byte for byte, and each record of the log but for what is measured. Half the kills come by the
-clock, at any time from the start to the end. The others come right before one of the process's changes to the file
-system, where a kill could leave something half done. Prints a line for each recipe, and one for each end that differs,
-whose files then stay; exit code 1 if there is one. Needs a system that forks.
+the prepared data, all byte for byte (shards of a state: number for number, as their headers have no order), and each
+record of the log but for what is measured. Half the kills come by the clock, at any time from the start to the end. The
+others come right before one of the process's changes to the file system, where a kill could leave something half done.
+Of two ranks that share a model one is killed before a change, and the other with it, as torchrun does it. Prints a line
+for each recipe, and one for each end that differs, whose files then stay; exit code 1 if there is one. Needs a system
+that forks.
 """
 
 import argparse
@@ -19,19 +21,23 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+from safetensors.numpy import load_file
 
 from glassgpt.checkpoint import MODEL_FILES
 from glassgpt.config import GPTConfig
 from glassgpt.data.prepare.run import prepare
 from glassgpt.files import is_leftover
+from glassgpt.json_file import read_json
 from glassgpt.training.log import read_log
 from glassgpt.training.run_directory import is_run
 from glassgpt.training.state import newest_checkpoint
@@ -54,8 +60,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "muon, accumulated": dict(optimizer="muon", micro_batch_size=8),
     "adamw": dict(optimizer="adamw"),
     "prepared by two processes": dict(optimizer="muon"),
+    "two sharded ranks": dict(optimizer="muon", micro_batch_size=8, fsdp=True),
 }
-PREPARED = "prepared by two processes"
+PREPARED, SHARDED = "prepared by two processes", "two sharded ranks"
 CHANGES = {f"os.{name}" for name in ("rename", "remove", "rmdir", "mkdir", "link", "chmod", "truncate")}
 MEMORY = Path("/dev/shm")
 MEASURED = ("tokens_per_second", "time", "seconds", "memory_bytes")
@@ -74,7 +81,8 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     context = multiprocessing.get_context("forkserver")  # what is imported once need not be imported by each run
-    late = ["torch._dynamo", "matplotlib.backends.backend_agg"]  # imported by a first step and a first picture
+    # imported by a first step, a first picture and a model that is sharded
+    late = ["torch._dynamo", "matplotlib.backends.backend_agg", "torch.distributed.fsdp"]
     context.set_forkserver_preload(["glassgpt.training.train", "glassgpt.data.prepare.run", *late])
     recipes = [arguments.recipe] if arguments.recipe else list(RECIPES)
     folder = Path(tempfile.mkdtemp(prefix="kills-", dir=arguments.dir))
@@ -110,10 +118,12 @@ class Stress:
         self._context, self._recipe, self._source = context, recipe, source
         self.kills: Counter[str] = Counter()
         whole = folder / f"whole-{list(RECIPES).index(recipe)}"
-        receiver, sender = context.Pipe(duplex=False)
-        if code := self._run(whole, sender=sender):
+        self._ranks = 2 if recipe == SHARDED else 1
+        pipes = [context.Pipe(duplex=False) for _ in range(self._ranks)]
+        if code := self._run(whole, senders=[sender for _, sender in pipes]):
             raise SystemExit(f"{recipe}: the undisturbed run ended with code {code}")
-        self._seconds, self._changes = receiver.recv()
+        seconds, self._changes = zip(*(receiver.recv() for receiver, _ in pipes), strict=True)
+        self._seconds = max(seconds)
         self._wanted = end(whole)
 
     def trial(self, folder: Path) -> list[str]:
@@ -139,23 +149,35 @@ class Stress:
     def _killed(self, folder: Path) -> int:
         if self._source.random() < 0.5:
             return self._run(folder, seconds=self._source.uniform(0, self._seconds))
-        return self._run(folder, change=self._source.randint(1, self._changes))
+        rank = self._source.randrange(self._ranks)
+        return self._run(folder, change=self._source.randint(1, self._changes[rank]), of=rank)
 
     def _run(
-        self, folder: Path, seconds: float | None = None, change: int = 0, sender: Connection | None = None
+        self, folder: Path, seconds: float | None = None, change: int = 0, of: int = 0, senders: Sequence[Any] = ()
     ) -> int:
+        """The exit code of the ranks of a run: that of a kill, where one of them was killed."""
         folder.mkdir(exist_ok=True)
-        process = self._context.Process(target=work, args=(self._recipe, folder, change, sender))
-        process.start()
-        process.join(seconds)
-        if process.is_alive():
-            process.kill()
-        process.join()
-        return int(process.exitcode)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        processes = []
+        for rank in range(self._ranks):
+            sender = senders[rank] if senders else None
+            seat = {"RANK": rank, "WORLD_SIZE": self._ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            arguments = (self._recipe, folder, change if rank == of else 0, sender, seat if self._ranks > 1 else {})
+            processes.append(self._context.Process(target=work, args=arguments))
+            processes[-1].start()
+        ended = wait([process.sentinel for process in processes], seconds)
+        if not ended or any(process.exitcode == -signal.SIGKILL for process in processes):
+            for process in processes:
+                process.kill()
+        for process in processes:
+            process.join()
+        return min(process.exitcode for process in processes) or max(process.exitcode for process in processes)
 
 
-def work(recipe: str, folder: Path, kill_before: int, sender: Connection | None) -> None:
-    """In a process of its own: begin the run in `folder`, or resume it if there is one."""
+def work(recipe: str, folder: Path, kill_before: int, sender: Connection | None, seat: dict[str, Any]) -> None:
+    """In a process of its own, a rank in `seat`: begin the run in `folder`, or resume it if there is one."""
+    os.environ.update({name: str(value) for name, value in seat.items()})
     start, changes = time.perf_counter(), kill_before_change(kill_before)
     text, out = folder.parent / "text.txt", folder / "run"
     with contextlib.redirect_stderr(sys.stdout):
@@ -200,8 +222,17 @@ def end(folder: Path) -> dict[str, str]:
     checkpoint, _ = newest_checkpoint(run)
     files = [*checkpoint.rglob("*"), *(run / name for name in MODEL_FILES), *visible(folder / "data")]
     log = [{key: value for key, value in record.items() if key not in MEASURED} for record in read_log(run)]
-    contents = {str(path.relative_to(folder)): path.read_bytes() for path in files if path.is_file()}
+    contents = {str(path.relative_to(folder)): content(path) for path in files if path.is_file()}
     return {name: hashlib.sha256(data).hexdigest() for name, data in (contents | {"log": repr(log).encode()}).items()}
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a file; of a shard, whose header has no order, its tensors, without the digests of such files."""
+    if path.name.startswith("shard-"):
+        return b"".join(name.encode() + tensor.tobytes() for name, tensor in sorted(load_file(path).items()))
+    if path.name == "state.json":
+        return repr({key: value for key, value in read_json(path).items() if key != "sha256"}).encode()
+    return path.read_bytes()
 
 
 def visible(folder: Path) -> Iterator[Path]:

@@ -121,10 +121,11 @@ def test_no_message_names_an_option_that_does_not_exist() -> None:
     others |= {"--standalone", "--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port"}
     others |= {"--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts", "--shutdown-timeout"}
     others |= {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--time", "--signal"}
+    known = options_known() | others
     wrong = {
         f"{name}: {word}"
         for name, text in texts
         for word in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)
-        if word not in options_known() | others
+        if word not in known
     }
     assert not wrong, "\n".join(sorted(wrong))

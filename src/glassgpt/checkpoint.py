@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from glassgpt.files import sync, sync_tree, temporary, write_text
 from glassgpt.model import GPTModel
-from glassgpt.packages import require
 from glassgpt.tokenizer import Tokenizer
+from glassgpt.weights.containers.safetensors_file import DTYPES as SAFETENSORS_DTYPES
+from glassgpt.weights.containers.source import OnDemand
 from glassgpt.weights.download.resolve import resolve_model
 from glassgpt.weights.families.config_json import to_config_json
-from glassgpt.weights.families.gpt2_names import to_gpt2_names
+from glassgpt.weights.families.gpt2_names import iter_gpt2_names, to_gpt2_names
 from glassgpt.weights.families.nanogpt import META, missing_meta, read_meta
 from glassgpt.weights.formats import Found
 from glassgpt.weights.read import recognise
@@ -32,13 +35,16 @@ MODEL_FILES = (
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "encoder.json")
 
 
-def save_model(model: GPTModel, tokenizer: Tokenizer, directory: str | Path) -> None:
+def save_model(
+    model: GPTModel, tokenizer: Tokenizer, directory: str | Path, whole: Callable[[Tensor], Tensor] = lambda part: part
+) -> None:
     """Write `MODEL_FILES`: `config.json`, `generation_config.json`, `model.safetensors` and the tokenizer's two.
 
     Weights keep their dtype and are not rounded: what `load_model` gives back is equal bit for bit. All is written
     under temporary names first. A model that is already there is then replaced: its weights go first and the new ones
-    come last, so that a crash leaves the old model, the new one, or none that loads; never a mixture. Raises
-    `ValueError` where the tokenizer has more tokens than the model, `OSError` where the disk does.
+    come last, so that a crash leaves the old model, the new one, or none that loads; never a mixture. `whole` makes
+    the tensors of a sharded model whole, of which few are in memory at once. Raises `ValueError` where the tokenizer
+    has more tokens than the model, `OSError` where the disk does.
     """
     directory = Path(directory)
     if tokenizer.n_vocab > model.config.vocab_size:
@@ -48,12 +54,16 @@ def save_model(model: GPTModel, tokenizer: Tokenizer, directory: str | Path) -> 
     stop_ids = sorted(tokenizer.stop_ids)
     eos = stop_ids[0] if len(stop_ids) == 1 else stop_ids or None
     generation = {"bos_token_id": tokenizer.eot_id, "eos_token_id": eos}
-    # `torch.compile` wraps a module under this name; what was compiled is saved as if it were not
-    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in model.state_dict().items()}
     with temporary(directory / "model") as new:
         new.mkdir()
         # the large file first: a full disk stops here, with nothing in the directory changed
-        write_tensors(to_gpt2_names(state, model.config), new / "model.safetensors", metadata={"format": "pt"})
+        layout = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in _state(model).items()}
+        write_tensors(
+            to_gpt2_names(layout, model.config),
+            new / "model.safetensors",
+            metadata={"format": "pt"},
+            values=whole_weights(model, whole),
+        )
         config = to_config_json(model.config, tokenizer.eot_id) | {"eos_token_id": eos}
         write_text(new / "config.json", json.dumps(config, indent=2) + "\n")
         write_text(new / "generation_config.json", json.dumps(generation, indent=2) + "\n")
@@ -81,19 +91,52 @@ def _exchange(new: Path, directory: Path) -> None:
         raise
 
 
-def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file; a full disk is the `OSError` that it is, not an error of the library's own type."""
-    require("safetensors")
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+def whole_weights(model: GPTModel, whole: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a model under GPT-2's names, each made of what `whole` makes of its tensors when it is asked for.
 
-    path.touch()
-    mode = path.stat().st_mode
+    Those of a sharded model are gathered by all ranks together, in this order.
+    """
+    return iter_gpt2_names(OnDemand(_state(model), whole, lambda tensor: tensor.shape), model.config)
+
+
+def _state(model: GPTModel) -> dict[str, Tensor]:
+    # `torch.compile` wraps a module under this name; what was compiled is saved as if it were not
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in model.state_dict().items()}
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    metadata: dict[str, str] | None = None,
+    values: Iterable[tuple[str, Tensor]] | None = None,
+) -> None:
+    """A safetensors file, as the library writes it, but one tensor after the other.
+
+    `tensors` may be on the meta device, names, shapes and number types alone, where `values` gives the tensors in any
+    order: they need not be in memory at once. `OSError`, with the path, where the disk is full.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):  # so each is aligned
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.dtype.itemsize
+        dtype = SAFETENSORS_DTYPES[tensor.dtype]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    left = set(tensors)
     try:
-        save_file(tensors, path, metadata=metadata)
-    except SafetensorError as error:
-        raise OSError(f"{path}: {error}") from None
-    path.chmod(mode)  # safetensors 0.8 makes the file readable by its owner alone, but others may serve it
+        with path.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name, tensor in tensors.items() if values is None else values:
+                assert (tensor.shape, tensor.dtype) == (tensors[name].shape, tensors[name].dtype), name
+                left.remove(name)
+                file.seek(8 + len(text) + header[name]["data_offsets"][0])
+                content: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                file.write(content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    assert not left, left
 
 
 def load_model(

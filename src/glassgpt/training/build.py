@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -14,6 +15,7 @@ from glassgpt.model import GPTModel
 from glassgpt.training.objective import NextTokenLoss
 from glassgpt.training.optimizer import build_optimizers
 from glassgpt.training.settings import Settings
+from glassgpt.training.shards import is_sharded
 from glassgpt.weights.families.state import build_model
 
 
@@ -29,6 +31,11 @@ class Trainee:
     objective: NextTokenLoss
     optimizers: list[torch.optim.Optimizer]
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank holds a part of the model, so that all ranks must take part in what is done with it."""
+        return is_sharded(self.optimizers[0].param_groups[0]["params"][0])
+
 
 def build(config: GPTConfig, settings: Settings, device: torch.device, start: GPTModel | None = None) -> Trainee:
     """A model ready for step 0: one that has learned nothing, or a copy of `start` under `config`."""
@@ -36,10 +43,11 @@ def build(config: GPTConfig, settings: Settings, device: torch.device, start: GP
     return ready(model.to(device), settings)
 
 
-def ready(model: GPTModel, settings: Settings) -> Trainee:
+def ready(model: GPTModel, settings: Settings, transform: Callable[[NextTokenLoss], None] = lambda _: None) -> Trainee:
     """A model with weights, from wherever they are, in `train` mode and with new optimizers.
 
     Parameters whose role is in `settings.freeze` keep their values: they get neither gradient nor optimizer.
+    `transform` may put others in their place, as sharding does, before there are optimizers.
     """
     roles = model.parameter_roles()
     for name, parameter in model.named_parameters():
@@ -47,7 +55,9 @@ def ready(model: GPTModel, settings: Settings) -> Trainee:
     if settings.activation_checkpointing:
         for block in model.trf_blocks:
             setattr(block, "forward", functools.partial(checkpoint, block.forward, use_reentrant=False))  # noqa: B010
-    return Trainee(model.train(), NextTokenLoss(model), build_optimizers(model, settings))
+    objective = NextTokenLoss(model.train())
+    transform(objective)
+    return Trainee(model, objective, build_optimizers(model, settings))
 
 
 def with_config(model: GPTModel, config: GPTConfig) -> GPTModel:

@@ -62,7 +62,7 @@ def follow(out: Path, ranks: Ranks, device: torch.device) -> tuple[Prepared, Tra
         )
     prepared, _, _ = reopen(out, NOTHING, verify=False)
     state = RunState.from_dict(read_json(checkpoint / STATE_FILE))
-    return prepared, restore(checkpoint, prepared.settings, device), state
+    return prepared, restore(checkpoint, prepared.settings, device, ranks), state
 
 
 def is_own(out: Path, agents: Sequence[str]) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from glassgpt.device import has_bfloat16_products
 from glassgpt.language_model import LanguageModel
 from glassgpt.training.settings import Settings
+from glassgpt.training.shards import is_sharded, local, on_whole, shares
 
 _MAX_STACK = 2**24  # numbers in one batched product, of which Newton-Schulz holds about five: 320 MB in float32
 
@@ -48,7 +49,7 @@ class Muon(torch.optim.Optimizer):
                     rows, columns = p.shape
                     by_shape[min(rows, columns), max(rows, columns)].append(p)
             for shape, params in by_shape.items():
-                n = max(1, _MAX_STACK // (shape[0] * shape[1]))
+                n = max(1, _MAX_STACK // (shape[0] * shape[1])) * shares(params[0])
                 for start in range(0, len(params), n):
                     self._update(params[start : start + n], group["lr"], group["momentum"], group["weight_decay"])
 
@@ -56,18 +57,27 @@ class Muon(torch.optim.Optimizer):
         for p in params:
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-        buffers = [self.state[p]["momentum"] for p in params]
-        grads = [p.grad for p in params if p.grad is not None]
+        buffers = [local(self.state[p]["momentum"]) for p in params]
+        grads = [local(p.grad) for p in params if p.grad is not None]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        nesterov = torch._foreach_lerp(grads, buffers, momentum)
-        # tall matrices are transposed, so that all of them fit into one stack
-        flat = torch.stack([m if m.shape[0] <= m.shape[1] else m.T for m in nesterov])
-        updates = orthogonalise(flat, self._dtype).unbind()
-        transposed = [u if p.shape == u.shape else u.T for u, p in zip(updates, params, strict=True)]
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
+        nesterov = list(torch._foreach_lerp(grads, buffers, momentum))
+        if is_sharded(params[0]):
+            updates = on_whole(nesterov, params, self._orthogonalised)
+        else:
+            updates = self._orthogonalised(nesterov)
+        rows = [local(p) for p in params]
+        torch._foreach_mul_(rows, 1 - lr * weight_decay)
         # a taller matrix maps to more outputs, and its update is scaled so that each of them moves as much
         rates = [-lr * max(1, p.shape[0] / p.shape[1]) ** 0.5 for p in params]
-        torch._foreach_add_(params, torch._foreach_mul(transposed, rates))
+        torch._foreach_add_(rows, torch._foreach_mul(updates, rates))
+
+    def _orthogonalised(self, matrices: list[Tensor]) -> list[Tensor]:
+        if not matrices:
+            return []  # fewer than there are ranks
+        # tall matrices are transposed, so that all of them fit into one stack
+        flat = torch.stack([m if m.shape[0] <= m.shape[1] else m.T for m in matrices])
+        updates = orthogonalise(flat, self._dtype).unbind()
+        return [u if m.shape == u.shape else u.T for u, m in zip(updates, matrices, strict=True)]
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:

@@ -1,8 +1,9 @@
-"""The processes that train one model together, started by `torchrun`: all that is distributed is here.
+"""The processes that train one model together, started by `torchrun`, and what they say to each other.
 
 Each process, a rank, has the whole model and every `world_size`-th row of the batch. Gradients are added up after the
 last micro-batch, so all ranks take the same step. The rest of `training` asks three things: whether it is the first
-rank, which alone writes and shows; for sums over all ranks; and to wait for the first.
+rank, which alone writes and shows; for sums over all ranks; and to wait for the first. With `fsdp` a rank has a part of
+the model, which is `shards`'.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from glassgpt.training.rank_watch import OtherRankError, RankWatch, Seat, Store, meet
+from glassgpt.training.shards import is_sharded
 
 _BUCKET = 2**23  # numbers in one reduction: 32 MB, large enough for the network, small beside the gradients
 _TIMEOUT = datetime.timedelta(hours=1)  # of one reduction, in which the first rank may save; the watch is far quicker
@@ -48,26 +50,33 @@ class Ranks:
         """Where this rank computes, if all are to compute on this kind of device."""
         return device
 
-    def any(self, flag: bool) -> bool:
-        """Whether a flag is set on any rank."""
-        return flag
+    def any(self, *flags: bool) -> list[bool]:
+        """Of each flag whether it is set on any rank."""
+        return list(flags)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each number, added up over all ranks in float64."""
         return list(values)
 
     def sum_gradients(self, parameters: Iterable[Tensor], values: Sequence[float]) -> list[float]:
-        """Add up the gradients of all ranks, in place, and in the same go a few float32 numbers, which it returns."""
+        """Add up the gradients of all ranks, in place, and in the same go a few float32 numbers, which it returns.
+
+        Those of sharded parameters have been added up in the backward pass.
+        """
         return list(values)
 
     def compare(self, record: Mapping[str, object]) -> None:
         """On the first rank, a `ValueError` that names a rank whose record differs from its own, and where."""
 
+    def explained(self) -> contextlib.AbstractContextManager[None]:
+        """What fails inside because another rank is not there any more becomes an `OtherRankError`."""
+        return contextlib.nullcontext()
+
     def tell(self, word: str) -> None:
         """On the first rank: the others may go on, with this word."""
 
     def told(self) -> str:
-        """On the others: wait for the word of the first rank, however long it takes."""
+        """On the others: wait for the next word of the first rank, however long it takes."""
         raise AssertionError("one process has nobody to wait for")
 
 
@@ -80,6 +89,7 @@ class _Joined(Ranks):
     def __init__(self, seat: Seat, watch: RankWatch, store: Store, agents: Sequence[str]) -> None:
         self.rank, self.world_size, self.agents = seat.rank, seat.world_size, agents
         self._seat, self._watch, self._store = seat, watch, store
+        self._words = itertools.count()
 
     def device(self, device: torch.device) -> torch.device:
         if device.type not in ("cpu", "cuda"):
@@ -93,8 +103,8 @@ class _Joined(Ranks):
             )
         return torch.device("cuda", self._seat.local_rank)
 
-    def any(self, flag: bool) -> bool:
-        return self.sum([float(flag)]) != [0.0]
+    def any(self, *flags: bool) -> list[bool]:
+        return [count != 0 for count in self.sum([float(flag) for flag in flags])]
 
     def sum(self, values: Sequence[float]) -> list[float]:
         numbers = torch.tensor(values, dtype=torch.float64)
@@ -105,7 +115,7 @@ class _Joined(Ranks):
     def sum_gradients(self, parameters: Iterable[Tensor], values: Sequence[float]) -> list[float]:
         gradients = [p.grad for p in parameters if p.grad is not None]
         numbers = torch.tensor(values, dtype=torch.float32, device=gradients[0].device)
-        buckets = _buckets([numbers, *gradients])
+        buckets = _buckets([numbers, *(gradient for gradient in gradients if not is_sharded(gradient))])
         with self._watch.explained():
             flats = [torch.cat([part.flatten() for part in bucket]) for bucket in buckets]
             for work in [dist.all_reduce(flat, async_op=True) for flat in flats]:
@@ -129,11 +139,14 @@ class _Joined(Ranks):
                         "start all ranks with the same command and the same installation"
                     )
 
+    def explained(self) -> contextlib.AbstractContextManager[None]:
+        return self._watch.explained()
+
     def tell(self, word: str) -> None:
-        self._store.set("word", word)
+        self._store.set(f"word/{next(self._words)}", word)
 
     def told(self) -> str:
-        return self._wait_for("word")
+        return self._wait_for(f"word/{next(self._words)}")
 
     def _wait_for(self, key: str) -> str:
         """The value of a key, once it is there."""

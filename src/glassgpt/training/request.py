@@ -21,6 +21,7 @@ from glassgpt.packages import require
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.choose import changed, shapes_for
 from glassgpt.training.settings import Settings
+from glassgpt.training.shards import check_torch
 
 IN_MEMORY = "a model in memory"
 """The name of weights that come from nowhere else."""
@@ -88,6 +89,13 @@ class Request:
         settings = Settings.from_dict(self.settings)
         if settings.wandb:
             require("wandb")
+        if settings.fsdp:
+            check_torch()
+            if not self.agents:
+                raise ValueError(
+                    "fsdp spreads the model over several processes, and this is one: start it with `torchrun "
+                    "--nproc-per-node N -m glassgpt train ...`, or leave it out"
+                )
         check_dtype(settings.dtype, device)
         check_tokenizer(self.tokenizer)
         GPTConfig.check_fields(self.config)

@@ -30,7 +30,7 @@ from glassgpt.training.step import schedule
 _CHANGEABLE = frozenset(
     {
         *("steps", "eval_every", "save_minutes", "patience", "sample_prompt", "sample_tokens"),
-        *("spike_loss", "spike_norm", "rollbacks", "tensorboard", "wandb"),
+        *("spike_loss", "spike_norm", "rollbacks", "fsdp", "tensorboard", "wandb"),
     }
 )
 # Settings whose change makes another run of it from here on; the others are fixed by what a checkpoint has in it, or

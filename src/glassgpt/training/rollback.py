@@ -45,4 +45,4 @@ def roll_back(
         f"{failed}: back to step {state.step}, with {state.guard.rate:g} of the learning rate (rollback "
         f"{state.guard.rollbacks} of {settings.rollbacks})"
     )
-    return restore(path, settings, device), state
+    return restore(path, settings, device, ranks), state

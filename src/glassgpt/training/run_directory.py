@@ -37,7 +37,7 @@ _OURS = re.compile(
     rf"{'|'.join(map(re.escape, (RUN_FILE, TRAIN_FILE, LOG, CSV, SAMPLES, PLOT, REPORT)))}|{_model}"
     rf"|{TENSORBOARD}(/events\.out\.tfevents\.\d+\.glassgpt)?"
     r"|data(/((train|validation)\.npy(\.json)?|sources\.json))?"
-    rf"|checkpoints(/step-\d{{8}}(/({_model}|training_state(/(optimizer\.safetensors|state\.json))?))?)?"
+    rf"|checkpoints(/step-\d{{8}}(/({_model}|training_state(/(optimizer\.safetensors|shard-[\w-]+\.safetensors|state\.json))?))?)?"
 )
 
 

@@ -97,6 +97,11 @@ class Settings(Options):
         "keep of each block what goes in, and compute the rest again for the backward pass: less memory, a fifth more "
         "time, the same numbers",
     )
+    fsdp: bool = option(
+        False,
+        "under torchrun, each rank holds a part of weights, gradients and optimizer state, and the others send it the "
+        "rest while it is needed: less memory, more traffic, the same numbers",
+    )
     dtype: str = option("auto", "number type of matrix products; weights are float32 always", choices=DTYPE_NAMES)
     seed: int = option(
         1,
@@ -216,6 +221,7 @@ class SettingsKeywords(TypedDict, total=False):
     spike_norm: float
     rollbacks: int
     activation_checkpointing: bool
+    fsdp: bool
     dtype: str
     seed: int
     eval_every: int | None

@@ -7,6 +7,7 @@ random numbers of step s are seeded from (seed, s), see `step.step_seed`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -23,39 +24,58 @@ from glassgpt.files import replacing, sync
 from glassgpt.json_file import read_json
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.build import Trainee, ready
+from glassgpt.training.ranks import ALONE, Ranks
 from glassgpt.training.records import RunState
 from glassgpt.training.settings import Settings
+from glassgpt.training.shards import gather_weights, load_tensors, model_of, save_tensors, shard, whole
 
 KEEP = 2
 """Newest checkpoints that are kept: should the last one be damaged, the one before it still resumes."""
 
 _STATE = "training_state"
+OPTIMIZER = "optimizer.safetensors"
 STATE_FILE = Path(_STATE) / "state.json"
 """Within a checkpoint: how far the run was, and the digest of each file."""
 _log = logging.getLogger(__name__)
 
 
-def save_checkpoint(run: Path, trainee: Trainee, tokenizer: Tokenizer, state: RunState) -> Path:
+def save_checkpoint(run: Path, trainee: Trainee, tokenizer: Tokenizer, state: RunState, ranks: Ranks = ALONE) -> Path:
     """Write `run/checkpoints/step-N` for `state.step` = N, then delete older ones, but for the newest that are whole.
 
     `KEEP` whole ones stay, and the one that the run would go back to (see `guard`). The directory is written under
     another name, flushed and renamed: a kill at any moment, or a full disk (`OSError`), leaves the older ones
     untouched. Later ones than N, which a resumed run found damaged, stay until the run has passed them.
+
+    Of a sharded model all ranks write their part of the optimizer's state; the first does all else, with the weights
+    that the others give it.
     """
     target = checkpoint_at(run, state.step)
+    if not ranks.first:
+        temporary = target.with_name(ranks.told())
+        with ranks.explained():
+            gather_weights(trainee.model)
+            save_tensors(_optimizer_tensors(trainee), temporary / _STATE)
+        return target
     with replacing(target) as temporary:
-        save_model(trainee.model, tokenizer, temporary)
-        (temporary / _STATE).mkdir()
-        write_tensors(_optimizer_tensors(trainee), temporary / _STATE / "optimizer.safetensors")
+        if trainee.sharded:
+            (temporary / _STATE).mkdir(parents=True)
+            ranks.tell(temporary.name)
+            with ranks.explained():
+                save_model(trainee.model, tokenizer, temporary, whole)
+                save_tensors(_optimizer_tensors(trainee), temporary / _STATE)
+        else:
+            save_model(trainee.model, tokenizer, temporary)
+            (temporary / _STATE).mkdir()
+            write_tensors(_optimizer_tensors(trainee), temporary / _STATE / OPTIMIZER)
         digests = {path.relative_to(temporary).as_posix(): _sha256(path) for path in _files(temporary)}
         text = json.dumps({**dataclasses.asdict(state), "sha256": digests}, indent=2)
         (temporary / _STATE / "state.json").write_text(text + "\n", encoding="utf-8")
         if target.exists():  # a resumed run comes to the same step again
             shutil.rmtree(target)
-    whole = 1
+    n_whole = 1
     for old in [path for path in checkpoints(run) if path.name < target.name]:
-        if whole < KEEP and _read(old)[0] is not None:
-            whole += 1
+        if n_whole < KEEP and _read(old)[0] is not None:
+            n_whole += 1
         elif step_of(old) != state.guard.back_to:
             shutil.rmtree(old, ignore_errors=True)
     return target
@@ -115,19 +135,38 @@ def _read(path: Path) -> tuple[RunState | None, str | None]:
         return None, str(error)
 
 
-def restore(path: Path, settings: Settings, device: torch.device) -> Trainee:
-    """Model and optimizers as they were when the checkpoint was saved."""
-    model, _ = load_model(path, device=device)
-    trainee = ready(model, settings)
-    parameters = dict(model.named_parameters())
-    owner = {p: o for o in trainee.optimizers for group in o.param_groups for p in group["params"]}
-    with safe_open(path / _STATE / "optimizer.safetensors", framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - not a dict
-            name, _, entry = key.rpartition("/")
-            parameter = parameters[name]
-            # a copy: the library's tensor is a view of the mapped file, which a later step deletes
-            owner[parameter].state[parameter][entry] = file.get_tensor(key).to(parameter.device, copy=True)
+def restore(path: Path, settings: Settings, device: torch.device, ranks: Ranks = ALONE) -> Trainee:
+    """Model and optimizers as they were when the checkpoint was saved, by whatever number of ranks."""
+    if settings.fsdp and ranks.world_size > 1:
+        with ranks.explained():
+            trainee = ready(model_of(path), settings, functools.partial(shard, checkpoint=path, device=device))
+            _restore_optimizers(trainee, path / _STATE)
+    else:
+        trainee = ready(load_model(path, device=device)[0], settings)
+        _restore_optimizers(trainee, path / _STATE)
     return trainee
+
+
+def _restore_optimizers(trainee: Trainee, directory: Path) -> None:
+    parameters = dict(trainee.model.named_parameters())
+
+    def place(key: str, shape: torch.Size) -> Tensor:
+        parameter = parameters[key.rpartition("/")[0]].detach()
+        return torch.empty_like(parameter) if shape == parameter.shape else torch.empty(shape, device=parameter.device)
+
+    if (directory / OPTIMIZER).exists() and not trainee.sharded:
+        with safe_open(directory / OPTIMIZER, framework="pt") as file:
+            # a copy: the library's tensor is a view of the mapped file, which a later step deletes
+            tensors = {
+                key: place(key, torch.Size(file.get_slice(key).get_shape())).copy_(file.get_tensor(key))
+                for key in file.keys()  # noqa: SIM118 - not a dict
+            }
+    else:
+        tensors = load_tensors(directory, place)
+    owner = {p: o for o in trainee.optimizers for group in o.param_groups for p in group["params"]}
+    for key, tensor in tensors.items():
+        name, _, entry = key.rpartition("/")
+        owner[parameters[name]].state[parameters[name]][entry] = tensor
 
 
 def _optimizer_tensors(trainee: Trainee) -> dict[str, Tensor]:

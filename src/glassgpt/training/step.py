@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from glassgpt.training.loss import IGNORE
 from glassgpt.training.objective import NextTokenLoss
 from glassgpt.training.ranks import ALONE, Ranks
 from glassgpt.training.settings import Settings
+from glassgpt.training.shards import is_sharded, local, norm_of, reshard
 
 
 def schedule(step: int, settings: Settings) -> float:
@@ -54,12 +56,13 @@ def take_step(
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * rate
     torch.manual_seed(step_seed(settings.seed, step, ranks.rank))
-    loss = accumulate_gradients(objective, *batch, settings.micro_batch_size, dtype, ranks)
-    norm = float(nn.utils.clip_grad_norm_(objective.parameters(), settings.grad_clip or math.inf))
-    refusal = guard.refusal(loss, norm, settings)
-    if refusal is None:
-        for optimizer in optimizers:
-            optimizer.step()
+    with _explained(objective, ranks):
+        loss = accumulate_gradients(objective, *batch, settings.micro_batch_size, dtype, ranks)
+        norm = clip_gradients(objective, settings.grad_clip or math.inf, ranks)
+        refusal = guard.refusal(loss, norm, settings)
+        if refusal is None:
+            for optimizer in optimizers:
+                optimizer.step()
     objective.zero_grad(set_to_none=True)
     return loss, norm, refusal
 
@@ -91,8 +94,18 @@ def accumulate_gradients(
     mean = sum(torch.stack(losses).tolist())  # read at the end: each reading makes a GPU wait
     mean, counted = ranks.sum_gradients(objective.parameters(), [mean, int((targets != IGNORE).sum()) / size])
     if counted not in (0, 1):
-        torch._foreach_div_([p.grad for p in objective.parameters() if p.grad is not None], counted)
+        torch._foreach_div_([local(p.grad) for p in objective.parameters() if p.grad is not None], counted)
     return mean / counted if counted else math.nan
+
+
+def clip_gradients(objective: NextTokenLoss, most: float, ranks: Ranks = ALONE) -> float:
+    """Scale the gradients down to a norm of `most`, where it is more; returns what it was."""
+    gradients = [p.grad for p in objective.parameters() if p.grad is not None]
+    if not is_sharded(gradients[0]):
+        return float(nn.utils.clip_grad_norm_(objective.parameters(), most))
+    norm = norm_of(gradients, ranks.sum)
+    torch._foreach_mul_([local(gradient) for gradient in gradients], min(1.0, most / (norm + 1e-6)))  # as PyTorch
+    return norm
 
 
 @torch.no_grad()
@@ -108,16 +121,27 @@ def evaluate_loss(
     """Mean cross-entropy over a token array, nats per token, in `eval` mode; the same blocks every time.
 
     `batch_size` blocks are computed at once. With `max_blocks` that many whole blocks are measured, spread evenly.
-    `progress` hears after each batch how many tokens have been predicted. The `ranks` take the batches in turns.
+    `progress` hears after each batch how many tokens have been predicted. The `ranks` take the batches in turns, and
+    all compute as many: a sharded model needs all ranks for each.
     """
     model = objective.model
     total, count = 0.0, 0.0
-    with evaluating(model), torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+    autocast = torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32)
+    with _explained(objective, ranks), evaluating(model), autocast:
         batches = evaluation_batches(tokens, batch_size, model.context_length, max_blocks)
-        for x, y in itertools.islice(batches, ranks.rank, None, ranks.world_size):
+        while turn := list(itertools.islice(batches, ranks.world_size)):
+            x, y = turn[min(ranks.rank, len(turn) - 1)]
+            if ranks.rank >= len(turn):
+                y = torch.full_like(y, IGNORE)
             loss, n_targets = objective(x.to(model.device), y.to(model.device))
             total += float(loss)
             count += int(n_targets)
             progress(int(count))
+    reshard(objective)
     total, count = ranks.sum([total, count])
     return total / count
+
+
+def _explained(objective: NextTokenLoss, ranks: Ranks) -> contextlib.AbstractContextManager[None]:
+    """A sharded model needs the other ranks wherever it computes."""
+    return ranks.explained() if is_sharded(objective.model.out_head.weight) else contextlib.nullcontext()

@@ -41,7 +41,7 @@ from glassgpt.training.resume import record_changes, reopen, resume_report, with
 from glassgpt.training.rollback import roll_back
 from glassgpt.training.run_directory import NEXT, check_new, discard_next, locked, promote, recover
 from glassgpt.training.settings import Settings, SettingsKeywords
-from glassgpt.training.state import newest_checkpoint, restore
+from glassgpt.training.state import checkpoint_at, newest_checkpoint, restore
 from glassgpt.training.step import schedule, take_step
 from glassgpt.training.watchers import Watchers
 from glassgpt.training.writer import RunWriter, publish
@@ -121,7 +121,7 @@ def _take_part(
     ranks: Ranks,
     device: torch.device,
     progress: Progress,
-    ready: Callable[[Progress], tuple[Prepared, Trainee, RunState]],
+    ready: Callable[[Progress], tuple[Prepared, Trainee | None, RunState]],
 ) -> TrainResult:
     """The first rank makes the run `ready`, and the others follow."""
     with seeded(), _threads_restored(), heap_kept():
@@ -131,6 +131,8 @@ def _take_part(
             seen = Watchers(progress, out)
             prepared, trainee, state = ready(seen)
             ranks.tell(word_of(out, state.step))
+            if trainee is None:
+                trainee = restore(checkpoint_at(out, state.step), prepared.settings, device, ranks)
             return _run(prepared, trainee, state, out, seen, ranks)
 
 
@@ -143,19 +145,22 @@ def _ready(
     threads: int | None,
     device: torch.device,
     progress: Progress,
-) -> tuple[Prepared, Trainee, RunState]:
-    """A run that can take its next step, new or resumed."""
+) -> tuple[Prepared, Trainee | None, RunState]:
+    """A run that can take its next step, new or resumed; without a trainee where that is to be read from it."""
     recover(out)
     if is_own(out, request.agents):  # torchrun has restarted the command that began or resumed it: it goes on
         resume, request = True, dataclasses.replace(NOTHING, world_size=request.world_size, agents=request.agents)
     if resume:
-        return _reopen(out, request, change, threads, device, progress)
+        prepared, state = _reopen(out, request, change, threads, device, progress)
+        return prepared, None, state
     check_new(out, overwrite)
     if request.like is not None and request.world_size == 1:
         _use_threads(threads, request.like.threads)
     elif threads is not None:
         set_threads(threads)
-    return _begin(out, request, device, progress)
+    prepared, trainee, state = _begin(out, request, device, progress)
+    # of a model to be sharded no rank keeps all
+    return prepared, None if prepared.settings.fsdp and request.world_size > 1 else trainee, state
 
 
 def _begin(out: Path, request: Request, device: torch.device, progress: Progress) -> tuple[Prepared, Trainee, RunState]:
@@ -182,7 +187,7 @@ def _with_data_in(out: Path, prepared: Prepared) -> Prepared:
 
 def _reopen(
     out: Path, request: Request, change: bool, threads: int | None, device: torch.device, progress: Progress
-) -> tuple[Prepared, Trainee, RunState]:
+) -> tuple[Prepared, RunState]:
     """A run as its newest good checkpoint has it."""
     prepared, before, begun_with = reopen(out, request, change)
     if request.world_size == 1:
@@ -194,7 +199,6 @@ def _reopen(
         progress.message(line)
     if prepared.settings != before or request.agents:
         record_changes(out, prepared, request.agents)
-    trainee = restore(path, prepared.settings, device)
     if (
         state.best_step == state.step or prepared.settings.keep == "last"
     ):  # a kill may have come between saving and publishing
@@ -202,8 +206,10 @@ def _reopen(
     RunWriter(out, prepared, progress).rewind(state)
     for line in resume_report(out, prepared, before, state.step, state.guard.rate):
         progress.message(line)
+    if prepared.settings.fsdp and request.world_size == 1:
+        progress.message("fsdp: one process holds the whole model")
     progress.start(prepared, state.step)
-    return prepared, trainee, state
+    return prepared, state
 
 
 def _run(
@@ -223,14 +229,15 @@ def _run(
     with stop_requested() as stopping:
         while True:
             step, last = state.step, state.step == settings.steps
-            stop = ranks.any(stopping())
+            late = step > saved_step and 0 < 60 * settings.save_minutes <= time.monotonic() - saved_at
+            stop, late = ranks.any(stopping(), late and ranks.first)  # by its clock all save a sharded model
             if state.evaluated < step and (prepared.is_due(step) or last or stop):
                 if stop:
                     writer.message("stopping: the model is measured and saved first; Ctrl-C again does not wait")
                 state = writer.measure_and_save(trainee, state, prepared.epochs(step))
                 saved_step, saved_at = step, time.monotonic()
-                stop = ranks.any(stopping())
-            elif step > saved_step and 0 < 60 * settings.save_minutes <= time.monotonic() - saved_at:
+                (stop,) = ranks.any(stopping())
+            elif late:
                 writer.save(trainee, state)
                 saved_step, saved_at = step, time.monotonic()
             tired = state.evaluated == step and _tired(state, settings)

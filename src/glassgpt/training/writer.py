@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from glassgpt.checkpoint import load_model
 from glassgpt.device import DTYPES, peak_memory_on
 from glassgpt.files import link_or_copy, replacing
 from glassgpt.generation.text import generate
+from glassgpt.model import GPTModel
 from glassgpt.training.build import Trainee
 from glassgpt.training.log import RunLog
 from glassgpt.training.plot import plot_losses
@@ -15,7 +17,7 @@ from glassgpt.training.progress import Progress
 from glassgpt.training.ranks import ALONE, Ranks
 from glassgpt.training.records import Prepared, RunState
 from glassgpt.training.report import write_report
-from glassgpt.training.state import save_checkpoint
+from glassgpt.training.state import checkpoint_at, save_checkpoint
 from glassgpt.training.step import evaluate_loss
 
 
@@ -44,9 +46,9 @@ class RunWriter:
 
     def save(self, trainee: Trainee, state: RunState) -> None:
         """Save a checkpoint and measure nothing: the published model stays, unless the last is what is kept."""
+        checkpoint = self._save(trainee, state)
         if not self._writes:
             return
-        checkpoint = save_checkpoint(self._directory, trainee, self._prepared.tokenizer, state)
         if self._prepared.settings.keep == "last":
             publish(checkpoint, self._directory)
         self._progress.saved(state.step)
@@ -64,28 +66,36 @@ class RunWriter:
         )
         state = state.after_evaluation(val_loss, regular=prepared.is_due(state.step))
         if not self._writes:
+            self._save(trainee, state)
             return state
         # first the log, whose last lines a resume drops if the checkpoint was never written
         memory = peak_memory_on(trainee.model.device)
         record = self._log.evaluation(state.step, val_loss, prepared.bits_per_byte(val_loss), epoch, memory)
-        checkpoint = save_checkpoint(self._directory, trainee, prepared.tokenizer, state)
+        checkpoint = self._save(trainee, state)
         if state.is_best or settings.keep == "last":
             publish(checkpoint, self._directory)
         self._progress.evaluation(record, state.is_best)
         plot_losses(self._directory, prepared.baselines)
         if settings.sample_tokens and (settings.sample_prompt or prepared.tokenizer.eot_id is not None):
-            text = sample(trainee, prepared)
+            # of a sharded model no rank has all; what was just saved needs no other ranks
+            text = sample(load_model(checkpoint)[0] if trainee.sharded else trainee.model, prepared)
             self._log.sample(state.step, text)
             self._progress.sample(text)
         write_report(self._directory)
         return state
 
+    def _save(self, trainee: Trainee, state: RunState) -> Path:
+        """See `save_checkpoint`: of an unsharded model the first rank alone saves."""
+        if self._writes or trainee.sharded:
+            return save_checkpoint(self._directory, trainee, self._prepared.tokenizer, state, self._ranks)
+        return checkpoint_at(self._directory, state.step)
 
-def sample(trainee: Trainee, prepared: Prepared) -> str:
+
+def sample(model: GPTModel, prepared: Prepared) -> str:
     """What the model writes after the sample prompt."""
     settings = prepared.settings
     text = generate(
-        trainee.model,
+        model,
         prepared.tokenizer,
         settings.sample_prompt,
         max_new_tokens=settings.sample_tokens,

@@ -24,8 +24,22 @@ INDEX_NAME = "model.safetensors.index.json"
 
 # GPT-2 1.5B needs 60 kB. The format itself allows 100 MB, which take gigabytes and seconds to parse.
 _MAX_HEADER_BYTES = 8 * 2**20
-# those that PyTorch computes with; the library knows more
-_DTYPES = ("BOOL", "U8", "I8", "U16", "I16", "F16", "BF16", "U32", "I32", "F32", "U64", "I64", "F64")
+DTYPES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.float32: "F32",
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float64: "F64",
+}
+"""The number types that PyTorch computes with, and their names in the format, which knows more."""
 
 
 class SafetensorsWeights(TensorSource):
@@ -53,8 +67,9 @@ class SafetensorsWeights(TensorSource):
         from safetensors import SafetensorError
 
         path, file = self._files[name]
-        if (dtype := file.get_slice(name).get_dtype()) not in _DTYPES:
-            raise ValueError(f"{path}: tensor {name[:100]!r} has type {dtype}; known are {', '.join(_DTYPES)}")
+        if (dtype := file.get_slice(name).get_dtype()) not in DTYPES.values():
+            known = ", ".join(DTYPES.values())
+            raise ValueError(f"{path}: tensor {name[:100]!r} has type {dtype}; known are {known}")
         try:
             tensor: Tensor = file.get_tensor(name)
         except SafetensorError as error:

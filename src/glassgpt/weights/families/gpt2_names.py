@@ -7,7 +7,7 @@ Ours are the book's. Both directions go through the one table below.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -41,20 +41,29 @@ _ENDS = (
 
 def to_gpt2_names(state: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     """Our state dict under GPT-2's names, contiguous, (in, out); a missing QKV bias is written as its equal, zeros."""
-    out = {f"transformer.{theirs}": state[ours] for ours, theirs in _ENDS}
+    return dict(iter_gpt2_names(state, config))
+
+
+def iter_gpt2_names(state: Mapping[str, Tensor], config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
+    """As `to_gpt2_names`, one tensor after the other, so that not all of them need be in memory at once."""
+    for ours, theirs in _ENDS:
+        yield f"transformer.{theirs}", _plain(state[ours])
     for i in range(config.n_layers):
         ours_at, theirs_at = f"trf_blocks.{i}.", f"transformer.h.{i}."
         for ours, theirs in _BLOCK:
             tensor = state[ours_at + ours]
-            out[theirs_at + theirs] = tensor.T if theirs in _MATRICES else tensor
+            yield theirs_at + theirs, _plain(tensor.T if theirs in _MATRICES else tensor)
         weights = [state[f"{ours_at}{name}.weight"].T for name in _QKV]
         zeros = weights[0].new_zeros(config.emb_dim)
+        yield theirs_at + "attn.c_attn.weight", _plain(torch.cat(weights, dim=1))
         biases = [state[f"{ours_at}{name}.bias"] if config.qkv_bias else zeros for name in _QKV]
-        out[theirs_at + "attn.c_attn.weight"] = torch.cat(weights, dim=1)
-        out[theirs_at + "attn.c_attn.bias"] = torch.cat(biases)
+        yield theirs_at + "attn.c_attn.bias", _plain(torch.cat(biases))
     if not config.tie_embeddings:
-        out["lm_head.weight"] = state["out_head.weight"]
-    return {name: tensor.detach().contiguous() for name, tensor in out.items()}
+        yield "lm_head.weight", _plain(state["out_head.weight"])
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous()
 
 
 def from_gpt2_names(
@@ -65,6 +74,7 @@ def from_gpt2_names(
     biased: bool = True,
     dtype: torch.dtype | None = None,
     source: str = "the weights",
+    part: Callable[[Tensor], Tensor] = lambda whole: whole,
 ) -> dict[str, Tensor]:
     """Our state dict from tensors under GPT-2's names, with or without `transformer.` before them.
 
@@ -72,7 +82,7 @@ def from_gpt2_names(
     has a bias in `tensors`, and each gets the zeros that this stands for. Every tensor of `tensors` is accounted
     for: one that is missing, unexpected, of another shape, not of a floating type or not finite raises `ValueError`,
     all of the first three kinds at once. Tensors are taken and copied one at a time: the weights are never in memory
-    twice.
+    twice. Of each of ours that `part` is kept.
     """
     names = _their_names(tensors)
     zeros = _check_names(tensors, names, config, transposed, biased, source)
@@ -85,20 +95,21 @@ def from_gpt2_names(
         check_tensor(tensor, name, source)
         return tensor.T if turn else tensor
 
+    def keep(tensor: Tensor) -> Tensor:
+        return own_copy(part(tensor), dtype)
+
     # largest first: each tensor briefly exists twice
-    state = {ours: own_copy(take(theirs), dtype) for ours, theirs in _ENDS}
-    state["out_head.weight"] = (
-        state["tok_emb.weight"] if config.tie_embeddings else own_copy(take("lm_head.weight"), dtype)
-    )
+    state = {ours: keep(take(theirs)) for ours, theirs in _ENDS}
+    state["out_head.weight"] = state["tok_emb.weight"] if config.tie_embeddings else keep(take("lm_head.weight"))
     for i in range(config.n_layers):
         ours_at, theirs_at = f"trf_blocks.{i}.", f"h.{i}."
         for ours, theirs in _BLOCK:
             turn = transposed and theirs in _MATRICES
-            state[ours_at + ours] = own_copy(take(theirs_at + theirs, turn), dtype)
+            state[ours_at + ours] = keep(take(theirs_at + theirs, turn))
         for kind in ("weight", "bias") if config.qkv_bias else ("weight",):
             whole = take(f"{theirs_at}attn.c_attn.{kind}", turn=transposed and kind == "weight")  # (3 d, d) or (3 d)
-            for name, part in zip(_QKV, whole.chunk(3), strict=True):
-                state[f"{ours_at}{name}.{kind}"] = own_copy(part, dtype)
+            for name, third in zip(_QKV, whole.chunk(3), strict=True):
+                state[f"{ours_at}{name}.{kind}"] = keep(third)
     return state
 
 
