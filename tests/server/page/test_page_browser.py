@@ -218,10 +218,10 @@ def test_attention_is_the_models_and_is_drawn_over_the_text(
     choose(page, expect, tokens.nth(i))
     rows = attention_maps(model, ids)[:, :, -1].numpy()
     expect(page.locator("#heads button")).to_have_count(rows.shape[0] * rows.shape[1])
-    page.locator("#heads button").nth(4).click()
-    row = rows[1, 1]
-    expect(page.locator("#heads button").nth(4)).to_have_attribute("aria-checked", "true")
-    expect(page.locator("#looked")).to_contain_text(f"Layer 1, head 1 looked at “{shown_text(tokenizer, ids, row)}”")
+    page.locator("#heads button").nth(5).click()
+    row = rows[1, 2]
+    expect(page.locator("#heads button").nth(5)).to_have_attribute("aria-checked", "true")
+    expect(page.locator("#looked")).to_contain_text(f"Layer 1, head 2 looked at “{shown_text(tokenizer, ids, row)}”")
     assert [title_weight(token) for token in tokens.all()[:i]] == pytest.approx(row.tolist(), abs=6e-4)
     shades = [float(t.evaluate("t => t.style.getPropertyValue('--weight')")) for t in tokens.all()]
     assert shades[:i] == pytest.approx((row / row.max()).tolist(), abs=1e-3)
@@ -283,6 +283,34 @@ def test_another_token_begins_a_branch_and_the_first_text_can_be_gone_back_to(
     assert tokens.all_inner_texts() == first
     branches.nth(1).click()
     assert tokens.all_inner_texts() == second
+
+
+def test_a_branch_may_begin_while_the_text_is_written(two_models: Running, watched: Open, expect: Any) -> None:
+    page = watched().page
+    page.goto(two_models.address)
+    expect(page.locator("#generate")).to_be_enabled()
+    held_of(two_models, "first").allow(4)
+    page.locator("#prompt").fill(PROMPT)
+    page.locator("#max_tokens").fill("20")
+    page.locator("#generate").click()
+    expect(page.locator(".token.from-model")).to_have_count(5)
+    choose(page, expect, page.locator(".token").nth(6))
+    page.locator(".candidate:not(.here)").first.click()
+    held_of(two_models, "first").allow(None)
+    expect(page.locator(".branches button")).to_have_count(2)
+    expect(page.locator("#continue")).to_be_visible()
+    expect(page.locator(".branches [aria-current]")).to_contain_text("from token 7")
+
+
+def test_an_empty_prompt_begins_from_nothing(two_models: Running, watched: Open, expect: Any) -> None:
+    page = watched().page
+    page.goto(two_models.address)
+    page.locator("#max_tokens").fill("3")
+    page.locator("#generate").click()
+    expect(page.locator("#continue")).to_be_visible()
+    expect(page.locator(".token.from-prompt")).to_have_count(1)
+    choose(page, expect, page.locator(".token.from-model").first)
+    expect(page.locator(".candidate.here .why")).to_have_text("here, seed")
 
 
 def test_two_models_side_by_side(two_models: Running, watched: Open, expect: Any) -> None:

@@ -11,9 +11,10 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from glassgpt.generation.options import Generation
 from glassgpt.server.errors import ApiError, JSONResponse
 from glassgpt.server.page.document import INDEX, KINDS, page_files
-from glassgpt.server.page.inspections import MOST_CANDIDATES, Inspections, InspectOptions
+from glassgpt.server.page.inspections import Inspections
 from glassgpt.server.schema import Ids, SamplingFields
 from glassgpt.server.state import find_model, state_of
 from glassgpt.server.stream import listening
@@ -26,7 +27,7 @@ _HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-cache",
 }
-_MOST_WAITING = 8
+_MOST_WAITING, _MOST_CANDIDATES = 8, 1000
 
 
 class InspectRequest(SamplingFields):
@@ -35,9 +36,9 @@ class InspectRequest(SamplingFields):
     model: str | None = None
     prompt: str | Ids
     position: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="of the token in question, counted from 0; the one after the last by default"
+        None, description="of the token in question, from 1, as nothing comes before the first; by default the end"
     )
-    candidates: Annotated[int, Field(ge=1, le=MOST_CANDIDATES)] = 50
+    candidates: Annotated[int, Field(ge=1, le=_MOST_CANDIDATES)] = 50
     n_drawn: Annotated[int, Field(ge=0, le=2**20)] = Field(
         0, description="how many of the tokens before it were drawn with the seed"
     )
@@ -81,9 +82,9 @@ async def inspect(body: InspectRequest, request: Request) -> Response:
     """The candidates, the filters and the attention at one place of a text, by the readable model in float32."""
     served = find_model(request, body.model)
     ids = await asyncio.to_thread(served.encode, body.prompt) if isinstance(body.prompt, str) else body.prompt
-    options = InspectOptions.from_dict(body.generation() | {"n": body.candidates, "n_drawn": body.n_drawn})
+    generation = Generation.from_dict(body.generation())
+    work = _turns(request).take(served.name, ids, body.position, generation, body.candidates, body.n_drawn)
     seconds = state_of(request).options.request_seconds
-    work = _turns(request).take(served.name, ids, body.position, options)
     return JSONResponse(await listening(work, request.receive, seconds))
 
 
@@ -110,14 +111,8 @@ class _Turns:
                 except asyncio.CancelledError:
                     await asyncio.wait({work})  # a pass cannot be broken off, and the next must not begin beside it
                     raise
-        except ValueError as error:
-            raise ApiError(400, str(error), param=_param(error)) from None
         finally:
             self._n_waiting -= 1
-
-
-def _param(error: ValueError) -> str:
-    return "position" if str(error).startswith("position") else "prompt"
 
 
 def _turns(request: Request) -> _Turns:

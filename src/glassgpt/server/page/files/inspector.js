@@ -35,8 +35,8 @@ class Inspector {
     const input = element("input", { type: "range", id: name, min, max, step });
     input.value = start;
     this.inputs[name] = input;
-    const output = element("output", { htmlFor: name, id: `${name}-shown` });
-    $("sliders").append(element("div", { className: "slider" }, element("label", { htmlFor: name, textContent: label }), output, input));
+    const shown = element("span", { className: "shown", id: `${name}-shown`, ariaHidden: "true" });
+    $("sliders").append(element("div", { className: "slider" }, element("label", { htmlFor: name, textContent: label }), shown, input));
   }
 
   addNumber({ name, label, min, max, start }) {

@@ -115,7 +115,11 @@ async function swap(candidate) {
 }
 
 async function branch(pane, at, ...tokens) {
-  if (busy()) return;
+  if (pane.abort) {
+    pane.abort.abort();
+    await pane.ended;
+  }
+  complain("");
   clearChoice(pane);
   pane.branch(at, ...tokens);
   makeCurrent([...pane.text.children], pane.text.children[at]);
@@ -130,8 +134,10 @@ async function write(pane) {
   const room = contexts.get(pane.model) - tokens.length;
   if (room < 1) throw new ServerError(400, `The text fills the context of ${pane.model}, ${whole(contexts.get(pane.model))} tokens.`);
   if (room < options.max_tokens) options.max_tokens = room;
-  const body = { model: pane.model, prompt: tokens.map((token) => token.id), ...options, logprobs: 0, return_token_ids: true };
+  const body = { model: pane.model, prompt: tokens.length ? tokens.map((token) => token.id) : "", ...options, logprobs: 0, return_token_ids: true };
   pane.abort = new AbortController();
+  let ended;
+  pane.ended = new Promise((resolve) => { ended = resolve; });
   pane.next.hidden = true;
   drawButtons();
   const began = performance.now();
@@ -142,6 +148,9 @@ async function write(pane) {
   try {
     for await (const { choices: [choice] } of server.stream("v1/completions", body, pane.abort.signal)) {
       if (!choice) continue;
+      if (!pane.tokens.length) { // an empty prompt begins with the end of text
+        for (const id of choice.prompt_token_ids) pane.append({ id, text: "", probability: null, from: "prompt", draw: null });
+      }
       for (const token of tokensOf(choice)) {
         first ??= performance.now();
         pane.append({ ...token, from: "model", draw: n });
@@ -160,6 +169,7 @@ async function write(pane) {
     pane.rate.textContent = pane.current.note;
     pane.drawTree();
     drawButtons();
+    ended();
     $("status").textContent = `${pane.model}: ${n} tokens written${end === "stopped" ? ", stopped" : ""}.`;
   }
 }
