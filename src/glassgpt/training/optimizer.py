@@ -117,7 +117,8 @@ def build_optimizers(model: LanguageModel, settings: Settings) -> list[torch.opt
         # a GPU's float32 training has no reason to do without its bfloat16 products here
         fast = settings.dtype == "bfloat16" or has_bfloat16_products(by_role["inner"][0].device)
         dtype = torch.bfloat16 if fast else torch.float32
-        optimizers.append(Muon(by_role["inner"], lr=settings.muon_learning_rate, weight_decay=decay, dtype=dtype))
+        rate, momentum = settings.muon_learning_rate, settings.muon_momentum
+        optimizers.append(Muon(by_role["inner"], rate, momentum, weight_decay=decay, dtype=dtype))
     else:
         groups.append(dict(params=by_role["inner"], weight_decay=decay))
     groups = [group for group in groups if group["params"]]

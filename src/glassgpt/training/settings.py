@@ -52,6 +52,9 @@ class Settings(Options):
         above=0,
         derived=f"{MUON_LEARNING_RATE:g}, from weights as above",
     )
+    muon_momentum: float = option(
+        0.95, "part of Muon's momentum that stays from step to step; short runs want less", unit="part", at_least=0, below=1
+    )
     freeze: tuple[str, ...] = option(
         (),
         f"parameters of this role stay as they are, may be given more than once: {', '.join(ROLES)}",
@@ -212,6 +215,7 @@ class SettingsKeywords(TypedDict, total=False):
     optimizer: str
     learning_rate: float | None
     muon_learning_rate: float | None
+    muon_momentum: float
     freeze: tuple[str, ...]
     weight_decay: float
     warmup_steps: int | None
