@@ -34,31 +34,27 @@ def test_products_equal_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_in_bfloat16_products_are_as_near_to_the_truth_as_the_kernel() -> None:
     exact = results(torch.float64)
     everything = torch.ones(9, 9, dtype=torch.bool).tril()
-    for plain, kernel, wanted in zip(
-        results(torch.bfloat16), results(torch.bfloat16, everything), exact, strict=True
-    ):
+    for plain, kernel, wanted in zip(results(torch.bfloat16), results(torch.bfloat16, everything), exact, strict=True):
         assert plain.dtype == torch.bfloat16
         error, kernels = ((x.double() - wanted).norm() / wanted.norm() for x in (plain, kernel))
         assert error < max(0.01, 1.5 * kernels)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "p", "grad", "tokens", "wanted"),
+    ("dtype", "p", "tokens", "wanted"),
     [
-        (torch.bfloat16, 0.0, True, 9, True),
-        (torch.float32, 0.0, True, 9, False),
-        (torch.float32, 0.1, True, 9, True),
-        (torch.bfloat16, 0.0, False, 9, False),  # generation: the kernel's forward pass needs less memory
-        (torch.bfloat16, 0.1, True, 1200, False),  # too many weights to keep
+        (torch.bfloat16, 0.0, 9, True),
+        (torch.float32, 0.0, 9, False),
+        (torch.float32, 0.1, 9, True),
+        (torch.bfloat16, 0.1, 1200, False),  # too many weights to keep
     ],
 )
 def test_products_are_taken_where_they_gain(
-    dtype: torch.dtype, p: float, grad: bool, tokens: int, wanted: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, p: float, tokens: int, wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = []
     monkeypatch.setattr(attention, "_products", lambda q, k, v, dropout: taken.append(dropout.p))
-    with torch.set_grad_enabled(grad):
-        attend(*inputs(dtype, tokens), None, nn.Dropout(p))
+    attend(*inputs(dtype, tokens), None, nn.Dropout(p))
     assert bool(taken) == wanted
 
 

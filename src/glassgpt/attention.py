@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_MOST_WEIGHTS = 2**23  # of one layer that training keeps as numbers: 16 MB in bfloat16
+_MOST_WEIGHTS = 2**23  # of one layer, which training keeps: 16 MB in bfloat16
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: nn.Dropout) -> Tensor:
     """softmax(Q K^T / sqrt(h)) V for (B, H, T, h) queries and (B, H, S, h) keys and values: (B, H, T, h).
 
     `mask` says what each query sees, True where it does; None: itself and what is before it. `dropout` acts on the
-    weights. PyTorch's fused kernel computes this, but for training on a CPU in bfloat16, where its backward pass takes
-    three to nine times as long as plain products do, or with dropout, which it does not know there.
+    weights. PyTorch's fused kernel computes this, but on a CPU not in bfloat16, where forward and backward take it
+    three to nine times as long as plain products, and not with dropout, which it does not know there.
     """
     T = queries.shape[2]
     if mask is None and _by_products(queries, keys, dropout):
@@ -33,7 +33,6 @@ def _by_products(queries: Tensor, keys: Tensor, dropout: nn.Dropout) -> bool:
     B, H, T, _ = queries.shape
     return (
         queries.device.type == "cpu"
-        and torch.is_grad_enabled()
         and keys.shape[2] == T
         and (queries.dtype == torch.bfloat16 or (dropout.training and dropout.p > 0))
         and B * H * T * T <= _MOST_WEIGHTS
