@@ -63,7 +63,8 @@ def main() -> int:
     return 0
 
 
-def nanogpt(text: str, checkout: Path, here: Path, environment: dict[str, str]) -> tuple[float, Path]:
+def nanogpt_folder(text: str, checkout: Path, here: Path) -> Path:
+    """A copy of nanoGPT in `here` that has the text's characters, as its own preparation writes them."""
     shutil.copytree(checkout, here)
     data = here / "data" / "shakespeare_char"
     characters = sorted(set(text))
@@ -73,12 +74,18 @@ def nanogpt(text: str, checkout: Path, here: Path, environment: dict[str, str]) 
     ids[int(0.9 * len(ids)) :].tofile(data / "val.bin")
     meta = {"vocab_size": len(characters), "itos": dict(enumerate(characters)), "stoi": stoi}
     (data / "meta.pkl").write_bytes(pickle.dumps(meta))
+    (here / "out-shakespeare-char").mkdir()
+    shutil.copy(data / "meta.pkl", here / "out-shakespeare-char")
+    return here
+
+
+def nanogpt(text: str, checkout: Path, here: Path, environment: dict[str, str]) -> tuple[float, Path]:
+    nanogpt_folder(text, checkout, here)
     seconds = timed(
         [sys.executable, "train.py", "config/train_shakespeare_char.py", *(f"--{k}={v}" for k, v in RECIPE.items())],
         here,
         environment,
     )
-    shutil.copy(data / "meta.pkl", here / "out-shakespeare-char")
     return seconds, here / "out-shakespeare-char" / "ckpt.pt"
 
 

@@ -43,9 +43,9 @@ def test_a_cpu_takes_what_is_measured_and_remembers_it(times: list[float], ratio
 def test_what_is_asked_for_and_narrow_models_are_not_measured(times: list[float]) -> None:
     assert choose_dtype("float32", CPU, WIDE, 4) == ("float32", "as asked")
     assert choose_dtype("bfloat16", CPU, WIDE, 4) == ("bfloat16", "as asked")
-    chosen, why = choose_dtype("auto", CPU, WIDE.replace(emb_dim=252), 4)
+    chosen, why = choose_dtype("auto", CPU, WIDE.replace(emb_dim=124), 4)
     assert chosen == "float32"
-    assert why == "matrices under 256 wide gain too little from bfloat16 on a CPU"
+    assert why == "matrices under 128 wide gain too little from bfloat16 on a CPU"
 
 
 def test_a_gpu_says_it_itself(times: list[float], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,26 @@ def test_muon_equals_one_matrix_at_a_time() -> None:
         torch.testing.assert_close(p.detach(), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 8), (3, 16, 64), (1, 1, 5)])
+def test_flat_matrices_take_the_short_way_to_the_same(shape: tuple[int, ...]) -> None:
+    """The same quintic, by X X^T alone: also where singular values lie six orders of magnitude apart."""
+    torch.manual_seed(3)
+    u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    spread = u @ torch.diag_embed(torch.logspace(0, -6, shape[1]).expand(shape[0], -1)) @ v
+    for matrices, tolerance in ((torch.randn(shape), 1e-5), (spread, 1e-3)):
+        wanted = matrices.double() / (matrices.double().norm(dim=(1, 2), keepdim=True) + 1e-7)
+        for _ in range(5):
+            gram = wanted @ wanted.mT
+            wanted = 3.4445 * wanted + (-4.7750 * gram + 2.0315 * gram @ gram) @ wanted
+        torch.testing.assert_close(orthogonalise(matrices), wanted.float(), rtol=0, atol=tolerance)
+
+
+def test_settings_decide_what_stays_from_step_to_step() -> None:
+    muon, adamw = build_optimizers(model(), Settings(muon_momentum=0.8, beta1=0.7).resolved(10))
+    assert muon.param_groups[0]["momentum"] == 0.8
+    assert all(group["betas"] == (0.7, 0.95) for group in adamw.param_groups)
+
+
 def test_muon_refuses_what_is_not_a_matrix() -> None:
     with pytest.raises(ValueError, match=r"^Muon takes matrices only, got shape \(3,\)"):
         Muon([torch.nn.Parameter(torch.zeros(3))])

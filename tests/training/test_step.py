@@ -52,6 +52,15 @@ def test_schedule_rises_then_falls() -> None:
     assert max(rates) <= 1
 
 
+def test_a_linear_schedule_falls_by_equal_steps() -> None:
+    settings = Settings(steps=110, warmup_steps=10, final_rate=0.2, decay="linear")
+    rates = [schedule(step, settings) for step in range(10, 111)]
+    assert rates[0] == pytest.approx(1)
+    assert rates[50] == pytest.approx(0.6)
+    assert rates[100] == pytest.approx(0.2)
+    assert all(a - b == pytest.approx(0.008) for a, b in itertools.pairwise(rates))
+
+
 def test_step_seeds_differ_between_steps_and_seeds() -> None:
     seeds = {step_seed(seed, step) for seed in range(30) for step in range(100)}
     assert len(seeds) == 3000

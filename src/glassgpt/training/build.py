@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from glassgpt.config import GPTConfig
 from glassgpt.language_model import seeded
 from glassgpt.model import GPTModel
+from glassgpt.training.layers import use_quick_layers
 from glassgpt.training.objective import NextTokenLoss
 from glassgpt.training.optimizer import build_optimizers
 from glassgpt.training.settings import Settings
@@ -52,6 +53,8 @@ def ready(model: GPTModel, settings: Settings, transform: Callable[[NextTokenLos
     roles = model.parameter_roles()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(roles[name] not in settings.freeze)
+    if model.device.type == "cpu":
+        use_quick_layers(model)
     if settings.activation_checkpointing:
         for block in model.trf_blocks:
             setattr(block, "forward", functools.partial(checkpoint, block.forward, use_reentrant=False))  # noqa: B010

@@ -37,8 +37,8 @@ _CHANGEABLE = frozenset(
 # make losses before and after incomparable
 _ON_DEMAND = frozenset(
     {
-        *("micro_batch_size", "learning_rate", "muon_learning_rate", "weight_decay", "warmup_steps"),
-        *("final_rate", "grad_clip", "dtype", "seed", "keep", "activation_checkpointing"),
+        *("micro_batch_size", "learning_rate", "muon_learning_rate", "beta1", "muon_momentum", "weight_decay"),
+        *("warmup_steps", "decay", "final_rate", "grad_clip", "dtype", "seed", "keep", "activation_checkpointing"),
     }
 )
 # How choices begin that tell what the run was to be when it began; a resume says itself how far it goes

@@ -10,6 +10,7 @@ from glassgpt.config import ROLES
 from glassgpt.options import Options, nearest, option
 
 OPTIMIZERS = ("muon", "adamw")
+DECAYS = ("cosine", "linear")
 DTYPE_NAMES = ("auto", "float32", "bfloat16")
 KEEP = ("best", "last")
 DEFAULT_EVAL_BATCHES = 20
@@ -52,6 +53,14 @@ class Settings(Options):
         above=0,
         derived=f"{MUON_LEARNING_RATE:g}, from weights as above",
     )
+    beta1: float = option(
+        0.9,
+        "part of AdamW's mean gradient that stays from step to step; a run of a few hundred steps wants less",
+        unit="part",
+        at_least=0,
+        below=1,
+    )
+    muon_momentum: float = option(0.95, "the same of Muon's", unit="part", at_least=0, below=1)
     freeze: tuple[str, ...] = option(
         (),
         f"parameters of this role stay as they are, may be given more than once: {', '.join(ROLES)}",
@@ -67,11 +76,12 @@ class Settings(Options):
     )
     final_rate: float = option(
         0.05,
-        "part of its peak to which the learning rate falls along a half cosine",
+        "part of its peak to which the learning rate falls",
         unit="part",
         at_least=0,
         at_most=1,
     )
+    decay: str = option("cosine", "how it falls: along a half cosine, or a straight line", choices=DECAYS)
     grad_clip: float = option(1.0, "maximum gradient norm; 0 disables clipping", unit="norm", at_least=0)
     spike_loss: float = option(
         0.0,
@@ -212,10 +222,13 @@ class SettingsKeywords(TypedDict, total=False):
     optimizer: str
     learning_rate: float | None
     muon_learning_rate: float | None
+    beta1: float
+    muon_momentum: float
     freeze: tuple[str, ...]
     weight_decay: float
     warmup_steps: int | None
     final_rate: float
+    decay: str
     grad_clip: float
     spike_loss: float
     spike_norm: float

@@ -23,12 +23,15 @@ from glassgpt.training.shards import is_sharded, local, norm_of, reshard
 
 
 def schedule(step: int, settings: Settings) -> float:
-    """Fraction of the peak rate at `step`: a straight rise, then a half cosine down to `final_rate`."""
+    """Fraction of the peak rate at `step`: a straight rise, then a half cosine or a straight line to `final_rate`."""
     assert settings.steps is not None and settings.warmup_steps is not None, "settings must be resolved first"
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
+    left = 1 - min(progress, 1)
+    if settings.decay == "cosine":
+        left = 0.5 * (1 - math.cos(math.pi * left))
+    return settings.final_rate + (1 - settings.final_rate) * left
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
