@@ -37,9 +37,14 @@ class Prepared:
         assert self.settings.eval_every is not None
         return step % self.settings.eval_every == 0 or step in self.early
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that the batch of a step has."""
+        return self.settings.batch_size * self.config.context_length
+
     def epochs(self, steps: int) -> float:
         """How often `steps` read the training part."""
-        return steps * self.settings.batch_size * self.config.context_length / self.train.n_tokens
+        return steps * self.tokens_per_step / self.train.n_tokens
 
     def parameters_per_token(self) -> float:
         """Parameters of the model for each token of the training part: how easily it learns the text by heart."""

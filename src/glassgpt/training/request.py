@@ -20,7 +20,7 @@ from glassgpt.model import GPTModel
 from glassgpt.packages import require
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.choose import changed, shapes_for
-from glassgpt.training.settings import Settings
+from glassgpt.training.settings import Settings, spelled_out
 from glassgpt.training.shards import check_torch
 
 IN_MEMORY = "a model in memory"
@@ -70,6 +70,9 @@ class Request:
     """When it was asked: the minutes count from here."""
     like: Like | None = None
     """The run that is repeated; what it had is in the other fields then."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", spelled_out(self.settings))
 
     @property
     def tokenizer_name(self) -> str | None:
