@@ -37,7 +37,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--{wrong} is not for a plan, which is of a new run: leave it out")
     device = pick_device(asked.get("device", "auto"))
     request = request_of(asked, device)
-    set_threads(asked.get("threads", request.like.threads if request.like else None))
+    set_threads(asked.get("threads", request.like.record.threads if request.like else None))
     with run_view(on_stderr=True) as progress:
         found = forecast(
             request,

@@ -144,7 +144,9 @@ def _repeated_data(
     assert isinstance(tokenizer, Tokenizer)
     check_sample(tokenizer, settings)
     parts = data_of(like, tokenizer, start, run)
-    changed = f"; what was changed later is not repeated: {', '.join(like.changed)}" if like.changed else ""
+    changed = (
+        f"; what was changed later is not repeated: {', '.join(like.record.changed)}" if like.record.changed else ""
+    )
     choices.append(f"repeats {like.run}: its tokenizer and tokens, and what is not said, as it began{changed}")
     return tokenizer, *parts
 

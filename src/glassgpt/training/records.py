@@ -97,7 +97,7 @@ class RunState:
         """From a checkpoint's `state.json`; KeyError, TypeError or ValueError where it is damaged.
 
         Runs of version 0.1 did not write `best_step`: there the best is the last where the two losses are equal. Nor
-        did they write `guard`: such a run goes back to where it was resumed.
+        did they write `guard`: such a run rolls back to where it was resumed.
         """
         last, best = float(values["val_loss"]), float(values["best_val_loss"])
         best_step = values.get("best_step", values["evaluated"] if last == best else -1)

@@ -101,8 +101,8 @@ class Settings(Options):
     )
     rollbacks: int = option(
         3,
-        "how often ten skipped steps in a row, not finite or spikes, lead back to the last evaluation, with half the "
-        "learning rate from there on; then the run gives up",
+        "how often ten skipped steps in a row, not finite or spikes, roll the run back to the last evaluation, with "
+        "half the learning rate from there on; then the run gives up",
         unit="times",
         at_least=0,
     )
@@ -189,6 +189,11 @@ class Settings(Options):
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """See `Options`."""
         return super().from_dict(spelled_out(values))
+
+    def tired(self, steps: int) -> bool:
+        """Whether a model that has not become better for so many steps was measured in vain as often as is borne."""
+        assert self.eval_every is not None, "settings must be resolved first"
+        return 0 < (self.patience or 0) <= steps // self.eval_every
 
     @property
     def eval_blocks(self) -> int:
