@@ -135,8 +135,8 @@ def forecast(
     check_texts(request, out)
     with heap_kept(), gathered_apart(request, device, progress) as (gathered, shapes, _):
         room = available_on(device)
-        possible = [shape for shape in shapes if room is None or least_memory(shape[1], gathered.settings) <= room]
-        config = (possible or shapes[-1:])[0][1]
+        config = shapes[0][1]
+        possible = room is None or least_memory(config, gathered.settings) <= room
         prepared = dataclasses.replace(gathered, config=config)
         memory = _memory(prepared, device, progress) if possible else least_parts(config, gathered.settings)
         speed = rate = None

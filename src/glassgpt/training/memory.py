@@ -241,3 +241,4 @@ class _Tensors(TorchDispatchMode):
         for handle in self._handles:
             handle.remove()
         del self._model.hidden
+        del self._model  # which holds what would let go of this

@@ -44,6 +44,29 @@ def fitting(
     return result
 
 
+def that_fit(
+    shapes: list[tuple[str, GPTConfig]], settings: Settings, device: torch.device, choices: list[str]
+) -> list[tuple[str, GPTConfig]]:
+    """The shapes of which a step may fit into memory, or else the smallest of them; and a choice on the others."""
+    large = {name: problem for name, config in shapes if (problem := _too_large(config, settings, device))}
+    fit = [shape for shape in shapes if shape[0] not in large]
+    if fit and large:
+        name, problem = list(large.items())[-1]
+        choices.append(f"memory: {name} does not fit, its {problem}")
+    return fit or shapes[-1:]
+
+
+def _too_large(config: GPTConfig, settings: Settings, device: torch.device) -> str:
+    """Why no step of a shape can fit into memory; "" where one may."""
+    need, room = least_memory(config, settings), available_on(device)
+    if room is None or need <= room:
+        return ""
+    return (
+        f"{config.n_parameters():,} parameters take {need / 1e9:.2g} GB or more to train, where {room / 1e9:.2g} GB of "
+        "memory can be had"
+    )
+
+
 def planned(
     prepared: Prepared, shapes: list[tuple[str, GPTConfig]], request: Request, device: torch.device
 ) -> Prepared:
@@ -52,7 +75,9 @@ def planned(
     if prepared.settings.steps is None and minutes is None:
         minutes = DEFAULT_MINUTES
         choices.append(f"time: {time_text(minutes)}, the default")
-    for name, config in _that_fit(shapes, prepared.settings, device, choices):
+    if too_large := _too_large(shapes[0][1], prepared.settings, device):
+        raise MemoryError(f"{too_large}: take a smaller shape")
+    for name, config in shapes:
         rows_picked = dataclasses.replace(prepared, config=config)
         rows_picked, rows_line = _with_rows(rows_picked, device, request.world_size)
         result, line = _with_steps(rows_picked, name, request, minutes, device)
@@ -73,25 +98,6 @@ def planned(
         f"{config.n_heads} heads, context {config.context_length} tokens"
     )
     return result
-
-
-def _that_fit(
-    shapes: list[tuple[str, GPTConfig]], settings: Settings, device: torch.device, choices: list[str]
-) -> list[tuple[str, GPTConfig]]:
-    """The shapes of which a step can fit into memory; `MemoryError` where there is none."""
-    room = available_on(device)
-    fit = [shape for shape in shapes if room is None or least_memory(shape[1], settings) <= room]
-    if len(fit) == len(shapes):
-        return fit
-    name, config = shapes[len(shapes) - len(fit) - 1]  # the smallest of those that do not
-    need = (
-        f"{config.n_parameters():,} parameters take {least_memory(config, settings) / 1e9:.2g} GB or more to train, "
-        f"where {(room or 0) / 1e9:.2g} GB of memory are left"
-    )
-    if not fit:
-        raise MemoryError(f"{need}: take a smaller shape")
-    choices.append(f"memory: {name} does not fit, its {need}")
-    return fit
 
 
 def _with_rows(prepared: Prepared, device: torch.device, world_size: int) -> tuple[Prepared, str]:

@@ -25,7 +25,7 @@ from glassgpt.files import write_text
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.choose import choose_tokenizer
 from glassgpt.training.number_type import choose_dtype
-from glassgpt.training.plan import fitting, planned
+from glassgpt.training.plan import fitting, planned, that_fit
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared
 from glassgpt.training.repeat import data_of
@@ -86,6 +86,7 @@ def gather(
     tokenizer, train, validation = _data(request, start, run, settings, choices, progress)
     n_bytes = train.n_bytes + validation.n_bytes
     shapes = fitting(request, request.shapes(n_bytes, start), tokenizer, train.n_tokens)
+    shapes = that_fit(shapes, settings, device, choices)
     config = shapes[0][1]
     BatchLoader(  # raises for a text shorter than one block, and a batch that the ranks cannot share
         train.tokens,
