@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 _MAX_THREADS = 1024  # PyTorch crashes where the system refuses it some tens of thousands
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_CGROUPS = Path("/sys/fs/cgroup")
+_CPU_QUOTA = _CGROUPS / "cpu.max"
+_OWN_CGROUP = Path("/proc/self/cgroup")
+_MEMORY = Path("/proc/meminfo")
 _CPUS = Path("/proc/cpuinfo")
 
 
@@ -51,6 +54,64 @@ def peak_memory() -> int | None:
     except ImportError:
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def resident_memory() -> int | None:
+    """The memory that this process has now, in bytes; None where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return peak_memory()
+
+
+def available_memory() -> int | None:
+    """The memory that this process may have in all, in bytes, without driving others to the disk; None where unknown.
+
+    What the system has left, or the container: the limits of its cgroup and of those above count.
+    """
+    try:
+        lines = (line.split() for line in _MEMORY.read_text(encoding="ascii").splitlines())
+        left = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
+    except (OSError, ValueError, IndexError, StopIteration):
+        return _all_memory()
+    return min(left, *(room for room in map(_room, _own_cgroups()) if room is not None), left) + (
+        resident_memory() or 0
+    )
+
+
+def _all_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return None
+
+
+def _own_cgroups() -> list[Path]:
+    """Folders of the cgroup of this process and of those above it, as far as they are seen from here."""
+    try:
+        lines = _OWN_CGROUP.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    inner = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
+    folder = _CGROUPS / inner
+    return [*(each for each in (folder, *folder.parents) if each.is_relative_to(_CGROUPS)), _CGROUPS / "memory"]
+
+
+def _room(cgroup: Path) -> int | None:
+    """Bytes that may still be taken in a cgroup of version 2 or 1; None without a limit."""
+    for limit, used, cache in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            most, now = ((cgroup / name).read_text(encoding="ascii").strip() for name in (limit, used))
+            statistics = (cgroup / "memory.stat").read_text(encoding="ascii").splitlines()
+            freed = next((int(line.split()[1]) for line in statistics if line.startswith(f"{cache} ")), 0)
+            if most != "max":
+                return max(0, int(most) - int(now) + freed)
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def wanted_threads(threads: int | None = None) -> int:

@@ -142,7 +142,7 @@ def _wanted(kinds: set[Any], rule: Rule) -> str:
         wanted = "true or false"
     elif int in kinds or float in kinds:
         words = "a number" if float in kinds else "a whole number"
-        wanted = f"{words}, {rule.bounds()}" if rule.bounds() else words
+        wanted = ", ".join(filter(None, [words, rule.bounds(), *(f"or {choice}" for choice in rule.choices)]))
     elif rule.choices:
         wanted = f"one of {', '.join(rule.choices)}"
     else:

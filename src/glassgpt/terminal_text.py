@@ -29,6 +29,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
+def not_utf8(error: UnicodeDecodeError, at: int | None = None) -> str:
+    """What is wrong with bytes that are no text, of which the bad one is `at` that offset, if that is known."""
+    where = "" if at is None else f" at offset {at}"
+    return f"not UTF-8 (byte {error.object[error.start]:#04x}{where})"
+
+
 def one_line(message: object, limit: int | None = None) -> str:
     """A message, whoever wrote it, as one line that is safe to print, of at most `limit` characters."""
     line = visible(" ".join(str(message).split()))

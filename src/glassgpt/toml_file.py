@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.files import read_bounded
+from glassgpt.terminal_text import not_utf8
 
 MAX_TOML_BYTES = 2**20
 
@@ -25,7 +26,7 @@ def read_toml(path: str | Path) -> tuple[dict[str, Any], str]:
         text = data.decode("utf-8").replace("\r\n", "\n")
         return tomllib.loads(text), text
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 (byte {data[error.start]:#04x} at offset {error.start})") from None
+        raise ValueError(f"{path}: {not_utf8(error, error.start)}") from None
     except RecursionError:
         raise ValueError(f"{path}: not valid TOML: nested too deep") from None
     except ValueError as error:

@@ -27,8 +27,8 @@ from glassgpt.cli import main
 from glassgpt.cli import parser as _parser
 
 COMMANDS = (
-    "demo", "train", "prepare", "compare", "sweep", "generate", "chat", "evaluate", "explain", "bench", "download",
-    "import", "export", "quantize",
+    "demo", "train", "plan", "prepare", "compare", "sweep", "generate", "chat", "evaluate", "explain", "bench",
+    "download", "import", "export", "quantize",
 )  # fmt: skip
 SOURCE = Path(glassgpt.__file__).parents[1]
 SHAPE: dict[str, Any] = dict(vocab_size=257, context_length=16, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.0)
@@ -217,6 +217,13 @@ NONSENSE = [
     ("train --resume --out run --steps 1", "steps 1 is below the 2"),
     ("train short.txt --resume --out run", "the text was"),
     ("train --resume --overwrite --out run", "resume excludes overwrite and like"),
+    # plan
+    ("plan missing.txt", "missing.txt: no such file"),
+    ("plan --resume --out run", "--resume is not for a plan, which is of a new run"),
+    ("plan text.txt --tokens 0", "'0' must be a number, above 0"),
+    ("plan text.txt --steps 5 --minutes 1", "exclude each other"),
+    ("plan text.txt --batch-size auto --micro-batch-size 2 --steps 1", "batch_size 'auto' picks micro_batch_size"),
+    ("plan text.txt --batch-size much", "argument --batch-size: invalid int value: 'much'"),
     # compare
     ("compare", "the following arguments are required: RUN"),
     ("compare missing nothing", "no run to compare: missing: holds no run: run.json is missing; nothing: holds"),

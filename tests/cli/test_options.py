@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import typing
 
 import pytest
 
@@ -22,10 +23,13 @@ def options_of(command: str) -> dict[str, argparse.Action]:
 @pytest.mark.parametrize(("command", "options"), [("train", Settings), ("generate", Generation), ("chat", Generation)])
 def test_every_field_is_an_option_with_its_help(command: str, options: type[Options]) -> None:
     known = options_of(command)
-    for name, (_, rule) in options.rules().items():
+    for name, (kind, rule) in options.rules().items():
         action = known[f"--{name.replace('_', '-')}"]
         assert action.help is not None and action.help.startswith(rule.help)
-        assert tuple(action.choices or ()) == rule.choices
+        if int in {kind, *typing.get_args(kind)}:  # a number, or a word instead of it
+            assert callable(action.type) and [action.type(word) for word in ("7", *rule.choices)] == [7, *rule.choices]
+        else:
+            assert tuple(action.choices or ()) == rule.choices
 
 
 def parsed(*argv: str) -> argparse.Namespace:

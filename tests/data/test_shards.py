@@ -1,6 +1,8 @@
 """Token files: ours, llm.c's, nanoGPT's; and what is none."""
 
+import os
 import struct
+import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glassgpt.data.shards import HEADER_BYTES, TokenSequence, open_shard, write_shard
+from glassgpt.data.shards import HEADER_BYTES, MOST_MAPS, TokenSequence, open_shard, write_shard
 
 FINGERPRINT = "ab" * 32
 
@@ -151,8 +153,36 @@ def test_several_arrays_are_one_sequence(sizes: list[int], start: int, stop: int
 
 def test_memory_maps_are_released(tmp_path: Path) -> None:
     shards = [write_shard(tmp_path / f"{i}.bin", [np.arange(9)], 10, FINGERPRINT) for i in range(2)]
-    sequence = TokenSequence([shard.map() for shard in shards])
+    sequence = TokenSequence(shards)
     assert sequence[7:11].tolist() == [7, 8, 0, 1]
     sequence.forget_pages()
     assert sequence[7:11].tolist() == [7, 8, 0, 1]
     sequence.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on open files")
+def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
+    import resource
+
+    n, size = MOST_MAPS + 60, 40
+    arrays = np.split(np.arange(n * size), n)
+    shards = [write_shard(tmp_path / f"{i}.bin", [array], n * size, FINGERPRINT) for i, array in enumerate(arrays)]
+    sequence = TokenSequence(shards)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free
+    os.close(held)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held + MOST_MAPS + 8, before[1]))
+        first = sequence[size : size + 3]
+        for turn in range(2):
+            for start in range(0, len(sequence), 3 * size):  # slices that reach over two edges
+                part = sequence[start + 1 : start + 2 * size + 5]
+                assert part.tolist() == list(range(start + 1, min(start + 2 * size + 5, n * size))), turn
+                sequence.forget_pages()
+        assert first.tolist() == [size, size + 1, size + 2], "its map is closed, but not while it is in use"
+        head = sequence.head(size + 7)
+        assert head[size - 2 :].tolist() == list(range(size - 2, size + 7))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    sequence.close()
+    head.close()

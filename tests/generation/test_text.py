@@ -549,6 +549,7 @@ def test_the_keywords_for_type_checkers_are_the_fields(options: type[Options], k
     assert list(hints) == list(options.rules())
     for name, (kind, _) in options.rules().items():
         wider = {
+            "batch_size": int | str,
             "stop": str | Sequence[str],
             "logit_bias": Mapping[int, float] | Sequence[tuple[int, float]] | Sequence[str],
         }

@@ -93,7 +93,9 @@ def test_the_page_needs_nothing_else(run: Path) -> None:
 def test_a_run_that_goes_is_read_again(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages: list[str] = []
     real = writer.write_report
-    monkeypatch.setattr(writer, "write_report", lambda place: (real(place), pages.append((place / REPORT).read_text())))
+    monkeypatch.setattr(
+        writer, "write_report", lambda place, *seen: (real(place, *seen), pages.append((place / REPORT).read_text()))
+    )
     train(out=tmp_path / "new", like=run)
     assert len(pages) == 5
     assert ['http-equiv="refresh"' in text for text in pages] == [True] * 4 + [False]

@@ -194,8 +194,11 @@ class FakeWandb(types.ModuleType):
         self.told.append(("init", options))
         return self.run
 
-    def log(self, values: dict[str, Any], step: int) -> None:
-        self.told.append(("log", step, values))
+    def define_metric(self, name: str, step_metric: str) -> None:
+        self.told.append(("metric", name, step_metric))
+
+    def log(self, values: dict[str, Any]) -> None:
+        self.told.append(("log", values))
 
     def finish(self, exit_code: int) -> None:
         self.run = None
@@ -221,7 +224,9 @@ def test_weights_and_biases_hears_of_a_run_and_of_its_resume(tmp_path: Path, tex
     assert inits[0]["project"] == "glassgpt" and inits[0]["resume"] == "allow"
     assert inits[0]["config"]["learning_rate"] == 0.004
     assert [told for told in wandb.told if told[0] == "finish"] == [("finish", 1), ("finish", 0)]
-    logged = {(told[1], name): value for told in wandb.told if told[0] == "log" for name, value in told[2].items()}
+    assert [told for told in wandb.told if told[0] == "metric"] == 2 * [("metric", "*", "step")]
+    values = [told[1] for told in wandb.told if told[0] == "log"]
+    logged = {(each["step"], name): value for each in values for name, value in each.items()}
     for record in read_log(out):
         name, key = ("train/loss", "loss") if record["kind"] == "step" else ("validation/val_loss", "val_loss")
         assert logged[record["step"], name] == record[key]

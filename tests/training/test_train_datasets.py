@@ -193,9 +193,9 @@ def test_nanogpts_files_train(tmp_path: Path) -> None:
         (["animals=half", "numbers=1"], {}, "the weight 'half' must be a number"),
         (["animals=0", "numbers=1"], {}, "weight 0 must be above 0"),
         (["animals"], {"tokenizer": "bpe"}, "tokenizer 'bpe': a dataset has the tokenizer it was prepared with"),
-        (["animals"], {"tokenizer": "gpt2"}, "was prepared with another tokenizer"),
+        (["animals"], {"tokenizer": "gpt2"}, "animals: written with another tokenizer"),
         (["animals"], {"text_fields": "body"}, "text fields body: a dataset has none"),
-        (["animals", "characters"], {}, "characters was prepared with another tokenizer"),
+        (["animals", "characters"], {}, "characters: written with another tokenizer"),
         (["animals"], {"shape": CONFIG.replace(context_length=100_000)}, r"your text is [\d]+ tokens, but a context"),
     ],
 )

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from glassgpt.cli import bench, generate, inspect, prepare, quantize, runs, serve, sweep, train, weights
+from glassgpt.cli import bench, generate, inspect, plan, prepare, quantize, runs, serve, sweep, train, weights
 from glassgpt.cli.console import prepare_streams, say, warnings_shown
 from glassgpt.cli.options import DONE, FAILED, MISUSED, Parser
 from glassgpt.terminal_text import one_line, visible
@@ -97,6 +97,6 @@ def parser() -> argparse.ArgumentParser:
     result = Parser(prog="glassgpt", description="A GPT you can see through: train, generate, look inside.")
     result.add_argument("--version", action=_Version, nargs=0, help="show the version")
     commands = result.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for room in (train, prepare, runs, sweep, generate, serve, inspect, bench, weights, quantize):
+    for room in (train, plan, prepare, runs, sweep, generate, serve, inspect, bench, weights, quantize):
         room.add_commands(commands)
     return result

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glassgpt.terminal_text import one_line
+from glassgpt.terminal_text import not_utf8, one_line
 
 if TYPE_CHECKING:
     from glassgpt.training.progress import Progress
@@ -49,7 +49,7 @@ def read_standard_input() -> str:
     try:
         text = sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise ValueError(f"standard input is not UTF-8 (byte {error.object[error.start]:#04x})") from None
+        raise ValueError(f"standard input is {not_utf8(error)}") from None
     return text.removesuffix("\n").removesuffix("\r")
 
 

@@ -82,12 +82,22 @@ def add_fields(
             *flags,
             dest=name,
             action="append" if typing.get_origin(kind) is tuple else "store",
-            type=int if int in kinds else float if float in kinds else str,
+            type=_number(rule, int) if int in kinds else float if float in kinds else str,
             default=defaults.get(name),
-            choices=rule.choices or None,
-            metavar=None if rule.choices else rule.unit.upper() or "TEXT",
+            choices=None if int in kinds else rule.choices or None,
+            metavar=None if rule.choices and int not in kinds else rule.unit.upper() or "TEXT",
             help=_help(rule, default if derived is None else None, derived),
         )
+
+
+def _number(rule: Rule, kind: type[int]) -> Callable[[str], int | str]:
+    """A whole number, or one of the words that the option takes instead."""
+
+    def read(text: str) -> int | str:
+        return text if text in rule.choices else kind(text)
+
+    read.__name__ = kind.__name__  # as messages of argparse call it
+    return read
 
 
 def _help(rule: Rule, default: Any, derived: str | None = None) -> str:

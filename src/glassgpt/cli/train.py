@@ -14,7 +14,7 @@ from glassgpt.cli.options import DONE, FAILED, above_zero, add_fields, add_machi
 from glassgpt.config import PRESETS, GPTConfig, preset_sizes
 from glassgpt.training.settings import Settings
 
-_OUT = "runs/model"
+OUT = "runs/model"
 _KEYWORDS = ("shape", "model", "tokenizer", "minutes", "like", "resume", "change", "overwrite", "device", "threads")
 """What `train` takes under the name that the option has here."""
 
@@ -52,7 +52,7 @@ def add_train_arguments(train: argparse.ArgumentParser) -> None:
         help="settings from a TOML file, such as the train.toml of a run; what is said here wins (default: none)",
     )
     add_text_field(train)
-    train.add_argument("--out", metavar="DIR", help=f"directory of the run (default: {_OUT})")
+    train.add_argument("--out", metavar="DIR", help=f"directory of the run (default: {OUT})")
     train.add_argument(
         "--like",
         metavar="RUN",
@@ -137,7 +137,7 @@ def _train(arguments: argparse.Namespace) -> int:
     set_threads(asked.get("threads"))
     try:
         with run_view(arguments.json) as progress:
-            result = train(**{"out": _OUT, **asked}, progress=progress)
+            result = train(**{"out": OUT, **asked}, progress=progress)
     except OtherRankError as error:
         return FAILED if error.said else say(str(error), FAILED)
     if arguments.json and is_first():

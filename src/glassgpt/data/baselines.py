@@ -24,6 +24,10 @@ class Baselines:
     unigram: float
     bigram: float
 
+    def labelled(self) -> dict[str, float]:
+        """By what people call them, the highest first."""
+        return {"ln V": self.uniform, "unigram": self.unigram, "bigram": self.bigram}
+
 
 def corpus_baselines(train_tokens: Tokens | Mixture, validation_tokens: Tokens | Mixture, n_vocab: int) -> Baselines:
     """Fit the baselines on the training tokens, measure them on the validation tokens (both 1-D).

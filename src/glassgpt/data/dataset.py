@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from glassgpt.data.shards import Shard, TokenSequence, open_shard
+from glassgpt.data.vocabulary import other_tokenizer
 from glassgpt.json_file import read_json
 from glassgpt.tokenizer import Tokenizer
 
@@ -99,10 +100,12 @@ def _shard_digests(split: Mapping[str, Any]) -> list[str]:
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """The index of the dataset in `path`; `ValueError` where it is damaged or of another version."""
+    """The index of the dataset in `path`; `ValueError` where it is damaged, of another version or something else."""
     index = read_json(path / INDEX, max_bytes=MAX_INDEX_BYTES)
+    if index.get("magic") != MAGIC:
+        raise ValueError(f"{path / INDEX} was not prepared here, so {path} is no dataset: choose another directory")
     try:
-        if (index["magic"], index["version"]) != (MAGIC, VERSION):
+        if index["version"] != VERSION:
             raise ValueError(f"{path / INDEX} is of version {index['version']}, where {VERSION} is read")
         if index_digest(index) != index["sha256"]:
             raise ValueError(f"{path / INDEX} is damaged: prepare the text again")
@@ -126,9 +129,8 @@ def _open_ours(path: Path, tokenizer: Tokenizer | None) -> Dataset:
         raise ValueError(f"{path}: its tokenizer is not the one that its tokens were made with: prepare the text again")
     if tokenizer is not None and not tokenizer.has_fingerprint(written):
         raise ValueError(
-            f"{path} was prepared with another tokenizer ({made_with.n_vocab} ids, {written[:12]}) than this one "
-            f"({tokenizer.n_vocab} ids, {tokenizer.fingerprint[:12]}): leave the tokenizer out, or prepare the text "
-            "again with it"
+            f"{path}: {other_tokenizer(made_with.n_vocab, written, tokenizer)}; leave the tokenizer out, or prepare "
+            "the text again with it"
         )
     parts = []
     for split in SPLITS:
@@ -143,8 +145,7 @@ def _open_ours(path: Path, tokenizer: Tokenizer | None) -> Dataset:
 
 def _side(path: Path, shards: Sequence[Shard], n_bytes: int, tokenizer: Tokenizer) -> TokenShards:
     digest = hashlib.sha256("".join(str(shard.sha256) for shard in shards).encode()).hexdigest()
-    tokens = TokenSequence([shard.map() for shard in shards if shard.n_tokens])
-    return TokenShards(path, shards, tokens, n_bytes, tokenizer.n_vocab, digest)
+    return TokenShards(path, shards, TokenSequence(shards), n_bytes, tokenizer.n_vocab, digest)
 
 
 # ---- nanoGPT's and llm.c's ---------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 from pathlib import Path
 
+from glassgpt.terminal_text import not_utf8
+
 HEAD_BYTES = 8192
 
 
@@ -14,6 +16,15 @@ class NotTextError(ValueError):
     def __init__(self, message: str, kind: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+def wrong_encoding(path: str | Path, error: UnicodeDecodeError, at: int) -> NotTextError:
+    """A file of text in another encoding, whose first wrong byte is `at` that offset."""
+    return NotTextError(
+        f"{path}: {not_utf8(error, at)}; convert it from the encoding it has, e.g. iconv -f WINDOWS-1252 -t UTF-8 "
+        f"'{path}' > text.txt",
+        "not UTF-8",
+    )
 
 
 _TO_LINES = 'write its texts to a .jsonl file, one {{"text": ...}} on each line'

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NoReturn
 
 from glassgpt.data.transcript import transcript
+from glassgpt.terminal_text import not_utf8
 
 DEFAULT_FIELDS = ("text", "messages")
 """Where the text of a record is looked for, in this order."""
@@ -112,7 +113,7 @@ def json_lines(file: BinaryIO) -> Iterator[tuple[int, Any]]:
             if end < len(text):
                 raise ValueError(f"no JSON: more than one value on the line, from character {end + 1} on")
         except UnicodeDecodeError as error:
-            raise RecordError(line, f"not UTF-8 (byte 0x{data[error.start]:02x}); convert the file") from None
+            raise RecordError(line, f"{not_utf8(error)}; convert the file") from None
         except ValueError as error:
             raise RecordError(line, str(error)) from None
         yield line, value
@@ -189,9 +190,7 @@ class _Window:
         try:
             chunk = self._file.read(size)
         except UnicodeDecodeError as error:
-            raise RecordError(
-                self.line, f"not UTF-8 (byte 0x{error.object[error.start]:02x}) in or after this record"
-            ) from None
+            raise RecordError(self.line, f"{not_utf8(error)} in or after this record") from None
         self._text, self._at = self._text[self._at :] + chunk, 0
         return bool(chunk)
 
@@ -220,8 +219,7 @@ def rows(file: BinaryIO, tabs: bool = False) -> Iterator[tuple[int, Any]]:
     except csv.Error as error:
         raise RecordError(table.row, f"no CSV: {error}") from None
     except UnicodeDecodeError as error:
-        bad = error.object[error.start]
-        raise RecordError(table.row, f"not UTF-8 (byte 0x{bad:02x}) in or after this row") from None
+        raise RecordError(table.row, f"{not_utf8(error)} in or after this row") from None
     finally:
         csv.field_size_limit(limit)
 

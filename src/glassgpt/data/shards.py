@@ -20,6 +20,7 @@ What lies between is zero. The tokens follow, uint16 or uint32.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import mmap
 import struct
@@ -43,6 +44,8 @@ _DIGEST_AT = HEADER_BYTES - 32
 _LAYOUTS = {20240520: (1, 2), 20240801: (7, 4)}  # magic: llm.c's version, bytes per token
 _NOT_TOKENS = {20240522: "an evaluation file of llm.c's", 20240326: "a model of llm.c's"}
 _CHUNK = 1 << 20
+MOST_MAPS = 64
+"""Of one sequence at a time: some systems let a process have no more than 256 files."""
 
 
 @dataclass(frozen=True)
@@ -174,16 +177,22 @@ def _header(itemsize: int, count: int, n_vocab: int, tokenizer: str, digest: byt
     return start + hashlib.sha256(start).digest()
 
 
-class TokenSequence:
-    """The tokens of several arrays, one after another, as one sequence; slices of it are arrays.
+Part = npt.NDArray[Any] | Shard
+"""Tokens in memory, or those of a file."""
 
-    Only slices with a step of 1. Arrays that are memory maps are read by page, and `forget_pages` gives those back.
+
+class TokenSequence:
+    """The tokens of several arrays or shards, one after another, as one sequence; slices of it are arrays.
+
+    Only slices with a step of 1. Shards are mapped when they are read, the last `MOST_MAPS` of them at a time, because
+    each map holds a file open; they are read by page, and `forget_pages` gives those back.
     """
 
-    def __init__(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
-        self._arrays = [array for array in arrays if len(array)]
-        ends = np.cumsum([len(array) for array in self._arrays], dtype=np.int64).tolist()
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = [part for part in parts if _length(part)]
+        ends = np.cumsum([_length(part) for part in self._parts], dtype=np.int64).tolist()
         self._starts, self._length = [0, *ends[:-1]], ends[-1] if ends else 0
+        self._maps: dict[int, npt.NDArray[Any]] = {}  # the one that was read last is the last
         self._read: set[int] = set()
 
     def __len__(self) -> int:
@@ -196,34 +205,57 @@ class TokenSequence:
         number = bisect_right(self._starts, start) - 1
         while start < stop:
             first = self._starts[number]
-            part = self._arrays[number][start - first : stop - first]
+            part = self._array(number)[start - first : stop - first]
             parts.append(part)
             self._read.add(number)
             start, number = start + len(part), number + 1
         return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.zeros(0, np.uint16)
 
+    def _array(self, number: int) -> npt.NDArray[Any]:
+        part = self._parts[number]
+        if not isinstance(part, Shard):
+            return part
+        array = self._maps.pop(number, None)
+        if array is None:
+            array = part.map()
+            if len(self._maps) == MOST_MAPS:  # slices of it may still be in use: it is closed with the last of them
+                del self._maps[next(iter(self._maps))]
+        self._maps[number] = array
+        return array
+
     def forget_pages(self) -> None:
         """Give back the memory of the pages that memory maps have read."""
-        for number in self._read:
-            forget_pages(self._arrays[number])
+        for number in self._read & self._maps.keys():
+            forget_pages(self._maps[number])
         self._read.clear()
 
     @property
-    def arrays(self) -> Sequence[npt.NDArray[Any]]:
+    def parts(self) -> Sequence[Part]:
         """Those that are not empty, in order."""
-        return self._arrays
+        return self._parts
 
     def head(self, n: int) -> TokenSequence:
         """Its first `n` tokens, nothing of which is read yet."""
-        pairs = zip(self._arrays, self._starts, strict=True)
-        return TokenSequence([array[: max(0, n - start)] for array, start in pairs])
+        pairs = zip(self._parts, self._starts, strict=True)
+        return TokenSequence([_first(part, max(0, n - start)) for part, start in pairs])
 
     def close(self) -> None:
         """Release the memory maps; the sequence must not be used afterwards."""
-        for array in self._arrays:
+        for array in self._maps.values():
             if mapping := _mapping(array):
                 mapping.close()
-        self._arrays = []
+        self._maps, self._parts = {}, []
+
+
+def _length(part: Part) -> int:
+    return part.n_tokens if isinstance(part, Shard) else len(part)
+
+
+def _first(part: Part, n: int) -> Part:
+    """The first `n` tokens of a part, or as many as there are."""
+    if not isinstance(part, Shard):
+        return part[:n]
+    return dataclasses.replace(part, n_tokens=min(n, part.n_tokens))
 
 
 def forget_pages(tokens: npt.NDArray[Any]) -> None:

@@ -153,7 +153,7 @@ def open_sources(
     mixture = Mixture([side.tokens for side in train], weights)
     shares = Mixture([side.tokens for side in validation], weights).shares()
     heads = TokenSequence(
-        [array for side, n in zip(validation, shares, strict=True) for array in side.tokens.head(n).arrays]
+        [part for side, n in zip(validation, shares, strict=True) for part in side.tokens.head(n).parts]
     )
     n_bytes = sum(side.n_bytes * n // side.n_tokens for side, n in zip(validation, shares, strict=True))
     return (

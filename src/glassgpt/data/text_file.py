@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from glassgpt.data.columnar import table_kind, table_rows
-from glassgpt.data.kinds import HEAD_BYTES, NotTextError, check_text
+from glassgpt.data.kinds import HEAD_BYTES, NotTextError, check_text, wrong_encoding
 from glassgpt.data.records import RecordError, json_lines, json_list, rows, text_of
 from glassgpt.data.spool import Spool
 from glassgpt.data.unpack import Watched, inner_suffix, unpacked
@@ -166,11 +166,7 @@ def _read_plain(path: Path, stream: io.BufferedReader, spool: Spool | None) -> t
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             bad = start + offset - pending + error.start
-            raise NotTextError(
-                f"{path}: not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {bad}); convert it "
-                f"from the encoding it has, e.g. iconv -f WINDOWS-1252 -t UTF-8 '{path}' > text.txt",
-                "not UTF-8",
-            ) from None
+            raise wrong_encoding(path, error, bad) from None
         blank = blank and not text.strip()
         offset += len(chunk)
         if spool is not None:

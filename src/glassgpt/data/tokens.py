@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from glassgpt.data.corpus import Document
+from glassgpt.data.shards import dtype_for
+from glassgpt.data.vocabulary import check_ids, other_tokenizer
 from glassgpt.files import replacing, write_text
 from glassgpt.tokenizer import Tokenizer
 
@@ -80,10 +82,9 @@ class TokenFile:
             raise ValueError(f"{sidecar}: of format {written_as}, but this reads {(_MAGIC, _VERSION)}; {again}")
         if tokenizer is not None and not (tokenizer.n_vocab == n_vocab and tokenizer.has_fingerprint(written_with)):
             raise ValueError(
-                f"{path}: written with another tokenizer ({n_vocab} ids, {written_with[:12]}) than this one "
-                f"({tokenizer.n_vocab} ids, {tokenizer.fingerprint[:12]}); use that one, or {again} with this"
+                f"{path}: {other_tokenizer(n_vocab, written_with, tokenizer)}; use that one, or {again} with this"
             )
-        expected = _dtype_for(n_vocab)
+        expected = dtype_for(n_vocab)
         header = _npy_header(expected, count)
         with path.open("rb") as file:
             head = file.read(len(header))
@@ -115,7 +116,7 @@ def write_tokens(
     disk does.
     """
     path = Path(path)
-    dtype = _dtype_for(tokenizer.n_vocab)
+    dtype = dtype_for(tokenizer.n_vocab)
     n_bytes = sum(document.n_bytes for document in documents)
     count, done, digest = 0, 0, hashlib.sha256()
     with replacing(path) as temporary:
@@ -173,20 +174,12 @@ def _encode(batch: list[tuple[str, bool]], tokenizer: Tokenizer) -> npt.NDArray[
     for part, (_, ends_document) in zip(encoded, batch, strict=True):
         ids += part + end if ends_document else part
     tokens = np.array(ids, dtype=np.int64)
-    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < tokenizer.n_vocab:
-        raise ValueError(
-            f"the tokenizer gave ids from {tokens.min()} to {tokens.max()}, but says it has "
-            f"{tokenizer.n_vocab} ids: train or download it again"
-        )
+    check_ids(tokens, tokenizer)
     return tokens
 
 
 def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
-
-
-def _dtype_for(n_vocab: int) -> np.dtype[Any]:
-    return np.dtype("<u2" if n_vocab <= 1 << 16 else "<u4")
 
 
 def _npy_header(dtype: np.dtype[Any], count: int) -> bytes:

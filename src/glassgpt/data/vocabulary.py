@@ -6,6 +6,9 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
 
 from glassgpt.tokenizer import Tokenizer
 
@@ -32,6 +35,23 @@ def named_tokenizer(tokenizer: Tokenizer | str | Path | None) -> Tokenizer | Non
     if tokenizer == "gpt2":
         return Tokenizer.gpt2()
     return Tokenizer.bytes_() if tokenizer == "byte" else Tokenizer.load(tokenizer)
+
+
+def other_tokenizer(n_vocab: int, fingerprint: str, tokenizer: Tokenizer) -> str:
+    """What is wrong with tokens that a tokenizer of that fingerprint made, and not `tokenizer`."""
+    return (
+        f"written with another tokenizer ({n_vocab} ids, {fingerprint[:12]}) than this one ({tokenizer.n_vocab} ids, "
+        f"{tokenizer.fingerprint[:12]})"
+    )
+
+
+def check_ids(ids: npt.NDArray[Any], tokenizer: Tokenizer) -> None:
+    """`ValueError` where a tokenizer gave ids that it says it does not have."""
+    if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.n_vocab:
+        raise ValueError(
+            f"the tokenizer gave ids from {ids.min()} to {ids.max()}, but says it has {tokenizer.n_vocab} ids: train "
+            "or download it again"
+        )
 
 
 def vocabulary_size(n_bytes: int) -> int:

@@ -22,6 +22,7 @@ from glassgpt.generation.speculation import Tally
 from glassgpt.generation.text import check_fits, decoder_for, prompt_ids, proposers_for
 from glassgpt.json_file import parse_json
 from glassgpt.options import nearest
+from glassgpt.terminal_text import not_utf8
 from glassgpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -131,8 +132,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             try:
                 text = data.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
             except UnicodeDecodeError as error:
-                bad = f"byte {data[error.start]:#04x}"
-                raise ValueError(f"{path}:{number}: not UTF-8 ({bad}); convert the file") from None
+                raise ValueError(f"{path}:{number}: {not_utf8(error)}; convert the file") from None
             if text.strip():
                 yield number, text
 

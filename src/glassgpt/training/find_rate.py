@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +13,8 @@ from glassgpt.device import DTYPES
 from glassgpt.language_model import seeded
 from glassgpt.training.build import build
 from glassgpt.training.optimizer import Muon
-from glassgpt.training.prepare import prepare
+from glassgpt.training.plan import planned
+from glassgpt.training.prepare import gathered_apart
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared, TrainingFailedError
 from glassgpt.training.request import Request, Start
@@ -65,15 +64,10 @@ def find_rate(
         raise ValueError("muon_learning_rate: the optimizer adamw has no such rate; search for learning_rate")
     settings = {k: v for k, v in request.settings.items() if k not in RATES or k != setting}
     request = dataclasses.replace(request, minutes=None, settings=settings | {"steps": steps})
-    with tempfile.TemporaryDirectory() as folder:
-        start = request.start()
-        prepared = prepare(request, start, Path(folder), Path(folder) / "run", device, progress)
-        try:
-            progress.start(prepared, 0)
-            rates, losses = _ramp(prepared, start, setting, steps, device, progress)
-        finally:
-            for part in (prepared.train, prepared.validation):
-                part.close()  # Windows deletes no file that is mapped
+    with gathered_apart(request, device, progress) as (gathered, shapes, start):
+        prepared = planned(gathered, shapes, request, device)
+        progress.start(prepared, 0)
+        rates, losses = _ramp(prepared, start, setting, steps, device, progress)
     return read_ramp(setting, rates, losses)
 
 

@@ -1,4 +1,4 @@
-"""How the other ranks take up the run that the first has prepared, and how a restart knows that a run is its own."""
+"""How the other ranks take up the run that rank 0 has prepared, and how a restart knows that a run is its own."""
 
 from __future__ import annotations
 
@@ -20,9 +20,6 @@ from glassgpt.training.resume import reopen
 from glassgpt.training.run_directory import MAX_RUN_BYTES, RUN_FILE, is_run
 from glassgpt.training.state import STATE_FILE, checkpoint_at, restore
 
-NOTHING = Request((), None, {}, None, None, None, {})
-"""The request of who takes a run as it is."""
-
 
 def record_of(request: Request, device: torch.device, **more: object) -> dict[str, object]:
     """What every rank must have begun with: command, code and PyTorch. `more` is of the command, too."""
@@ -40,12 +37,12 @@ def record_of(request: Request, device: torch.device, **more: object) -> dict[st
 
 
 def word_of(out: Path, step: int) -> str:
-    """What the first rank tells the others of its run: the step to begin with, and what both are known by."""
+    """What rank 0 tells the others of its run: the step to begin with, and what both are known by."""
     return json.dumps({"step": step, **_digests(out, step)})
 
 
 def follow(out: Path, ranks: Ranks, device: torch.device) -> tuple[Prepared, Trainee, RunState]:
-    """The run in `out`, once the first rank has it ready, from the checkpoint that it begins with.
+    """The run in `out`, once rank 0 has it ready, from the checkpoint that it begins with.
 
     `ValueError` where this rank finds another run there, or none: the directory must be the same for all.
     """
@@ -60,7 +57,7 @@ def follow(out: Path, ranks: Ranks, device: torch.device) -> tuple[Prepared, Tra
         raise ValueError(
             f"{out} is not what rank 0 has there: it must be one directory for all ranks, on a disk that they share"
         )
-    prepared, _, _ = reopen(out, NOTHING, verify=False)
+    prepared, _, _ = reopen(out, Request(), verify=False)
     state = RunState.from_dict(read_json(checkpoint / STATE_FILE))
     return prepared, restore(checkpoint, prepared.settings, device, ranks), state
 

@@ -1,4 +1,4 @@
-"""What a run does about steps that would spoil it: it skips them, goes back with a lower rate, and at last stops.
+"""What a run does about steps that would spoil it: it skips them, rolls back with a lower rate, and at last stops.
 
 A step is skipped where its loss or gradient norm is not finite and, where the settings say so, where one of them is far
 above the median of the steps before. `MAX_SKIPPED` of them in a row lead back to a checkpoint. What is decided hangs on
@@ -16,7 +16,7 @@ from typing import Any, Self
 from glassgpt.training.settings import Settings
 
 MAX_SKIPPED = 10
-"""Steps skipped in a row after which a run goes back, or gives up."""
+"""Steps skipped in a row after which a run rolls back, or gives up."""
 BACK_OFF = 0.5
 """Factor of the learning rate for each time a run went back."""
 WINDOW, LEAST = 64, 16
@@ -63,11 +63,11 @@ class Guard:
         return dataclasses.replace(self, skipped=0, losses=losses, norms=norms)
 
     def measured(self, step: int, loss: float) -> Self:
-        """After a regular evaluation at `step`: whether this is where the run may go back to."""
+        """After a regular evaluation at `step`: whether this is where the run may roll back to."""
         return dataclasses.replace(self, back_to=step) if not self.skipped and math.isfinite(loss) else self
 
     def rolled_back(self, before: Self) -> Self:
-        """The run goes back to where it remembered `before`."""
+        """The run rolls back to where it remembered `before`."""
         return dataclasses.replace(before, skipped=0, rollbacks=self.rollbacks + 1)
 
     @classmethod

@@ -65,8 +65,7 @@ class Look:
         """Whether all steps are taken, or as many as patience allowed, and the last model was measured."""
         if self.last is None or self.best is None or self.last["step"] < self.taken:
             return False
-        patience, every = self.record.settings.patience or 0, self.record.settings.eval_every or 1
-        return self.taken >= self.planned or 0 < patience <= (self.taken - self.best["step"]) // every
+        return self.taken >= self.planned or self.record.settings.tired(self.taken - self.best["step"])
 
     @property
     def status(self) -> str:

@@ -22,7 +22,9 @@ EVALUATIONS = 9
 _PATIENCE = 4
 _EVALUATION_SHARE = 0.15  # of the time, at most, for measuring the model
 _SAVING_SECONDS = 0.2  # of one evaluation, for its checkpoint, plot and sample
-_SAVING_RATE = 100e6  # bytes per second of a checkpoint: written, flushed and hashed
+_SAVING_RATE = 400e6
+"""Bytes per second of a checkpoint, written, flushed and hashed: a little less than the slowest of the disks on which
+`benchmarks/saving.py` was run, 500 to 1000 million."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +76,11 @@ def settings_for(
 
     `spent` of the seconds are gone already. `most_steps` are those that the text can bear.
     """
-    saving = _saving_seconds(n_parameters)
     batches = settings.eval_batches
     if batches is None:
         affordable = int(_EVALUATION_SHARE * seconds / EVALUATIONS / speed.eval_batch)
         batches = max(1, min(DEFAULT_EVAL_BATCHES, affordable))
-    left = seconds - spent - EVALUATIONS * (batches * speed.eval_batch + saving)
+    left = seconds - spent - EVALUATIONS * _evaluation_seconds(batches, speed, n_parameters)
     steps = max(1, int(left / speed.step))
     asked = time_text(seconds / 60)
     if left < 10 * speed.step:
@@ -98,8 +99,20 @@ def settings_for(
 def further_steps(seconds: float, speed: Speed, settings: Settings, n_parameters: int) -> int:
     """Steps of a resumed run that fit into `seconds`, evaluations and checkpoints included; at least one."""
     assert settings.eval_batches is not None and settings.eval_every is not None, "settings must be resolved first"
-    evaluation = settings.eval_batches * speed.eval_batch + _saving_seconds(n_parameters)
+    evaluation = _evaluation_seconds(settings.eval_batches, speed, n_parameters)
     return max(1, int((seconds - evaluation) / (speed.step + evaluation / settings.eval_every)))
+
+
+def run_seconds(prepared: Prepared, speed: Speed) -> float:
+    """What a run takes, evaluations and checkpoints included, but not the reading of its text."""
+    settings, length, steps = prepared.settings, prepared.config.context_length, prepared.settings.steps
+    assert steps is not None
+    assert settings.eval_batches is not None and settings.eval_every is not None, "settings must be resolved first"
+    n_blocks = -(-(prepared.validation.n_tokens - 1) // length)
+    batches = min(settings.eval_batches, n_blocks / settings.batch_size)
+    early = sum(step < steps for step in prepared.early)
+    evaluations = 1 + early + -(-steps // settings.eval_every)
+    return steps * speed.step + evaluations * _evaluation_seconds(batches, speed, prepared.config.n_parameters())
 
 
 def time_text(minutes: float) -> str:
@@ -107,6 +120,6 @@ def time_text(minutes: float) -> str:
     return f"{minutes:g} {'minute' if minutes == 1 else 'minutes'}"
 
 
-def _saving_seconds(n_parameters: int) -> float:
-    """Of one checkpoint: the weights, and two or three numbers for each of them."""
-    return _SAVING_SECONDS + 16 * n_parameters / _SAVING_RATE
+def _evaluation_seconds(batches: float, speed: Speed, n_parameters: int) -> float:
+    """With its checkpoint: the weights, and two or three numbers for each of them."""
+    return batches * speed.eval_batch + _SAVING_SECONDS + 16 * n_parameters / _SAVING_RATE

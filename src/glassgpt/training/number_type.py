@@ -15,6 +15,8 @@ from glassgpt.model import TransformerBlock
 
 _MIN_WIDTH = 128  # below, most of a step is not in products
 _MOST_TOKENS = 512
+_RATE_WIDTH = 2048  # of the square matrices whose product tells a CPU's rate
+_GPU_RATE_WIDTH = 8192
 _ENOUGH = 1.2
 """So many times as fast bfloat16 must be: it rounds, after all."""
 
@@ -45,6 +47,21 @@ def choose_dtype(name: str, device: torch.device, config: GPTConfig, rows: int) 
         "bfloat16" if times >= _ENOUGH else "float32",
         f"a block of this model is {times:.1f} times as fast in bfloat16 here, {measured}",
     )
+
+
+def product_rate(dtype: str, device: torch.device) -> float:
+    """Floating-point operations per second of large matrix products in `dtype` here and now: the best of a few.
+
+    Not remembered, because it is for comparing with what else is measured now, on a machine that may be busy.
+    """
+    n = _RATE_WIDTH if device.type == "cpu" else _GPU_RATE_WIDTH
+    x = torch.ones(n, n, dtype=DTYPES[dtype], device=device)
+    times: list[float] = []
+    while len(times) < 3 or (len(times) < 20 and sum(times) < 1.5):
+        start = time.perf_counter()
+        float(torch.mm(x, x)[0, 0])  # read: a GPU is waited for
+        times.append(time.perf_counter() - start)
+    return 2.0 * n**3 / min(times)
 
 
 def float32_by_bfloat16(config: GPTConfig, n_tokens: int) -> float:

@@ -12,12 +12,14 @@ from glassgpt.config import GPTConfig
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.choose import choose_dropout, choose_epochs, early_evaluations
 from glassgpt.training.measure import measure_speed, settings_for, time_text
+from glassgpt.training.memory import available_on, least_memory
+from glassgpt.training.micro_batch import choose_rows
 from glassgpt.training.records import Prepared
 from glassgpt.training.request import Request
-from glassgpt.training.settings import Settings
+from glassgpt.training.settings import AUTO, Settings
 
 DEFAULT_MINUTES = 5.0
-_ENOUGH_STEPS = 400  # fewer teach a larger model less than a smaller one learns in the same time
+ENOUGH_STEPS = 400  # fewer teach a larger model less than a smaller one learns in the same time
 
 
 def fitting(
@@ -42,6 +44,29 @@ def fitting(
     return result
 
 
+def that_fit(
+    shapes: list[tuple[str, GPTConfig]], settings: Settings, device: torch.device, choices: list[str]
+) -> list[tuple[str, GPTConfig]]:
+    """The shapes of which a step may fit into memory, or else the smallest of them; and a choice on the others."""
+    large = {name: problem for name, config in shapes if (problem := _too_large(config, settings, device))}
+    fit = [shape for shape in shapes if shape[0] not in large]
+    if fit and large:
+        name, problem = list(large.items())[-1]
+        choices.append(f"memory: {name} does not fit, its {problem}")
+    return fit or shapes[-1:]
+
+
+def _too_large(config: GPTConfig, settings: Settings, device: torch.device) -> str:
+    """Why no step of a shape can fit into memory; "" where one may."""
+    need, room = least_memory(config, settings), available_on(device)
+    if room is None or need <= room:
+        return ""
+    return (
+        f"{config.n_parameters():,} parameters take {need / 1e9:.2g} GB or more to train, where {room / 1e9:.2g} GB of "
+        "memory can be had"
+    )
+
+
 def planned(
     prepared: Prepared, shapes: list[tuple[str, GPTConfig]], request: Request, device: torch.device
 ) -> Prepared:
@@ -50,10 +75,14 @@ def planned(
     if prepared.settings.steps is None and minutes is None:
         minutes = DEFAULT_MINUTES
         choices.append(f"time: {time_text(minutes)}, the default")
+    if too_large := _too_large(shapes[0][1], prepared.settings, device):
+        raise MemoryError(f"{too_large}: take a smaller shape")
     for name, config in shapes:
-        result, line = _with_steps(dataclasses.replace(prepared, config=config), name, request, minutes, device)
+        rows_picked = dataclasses.replace(prepared, config=config)
+        rows_picked, rows_line = _with_rows(rows_picked, device, request.world_size)
+        result, line = _with_steps(rows_picked, name, request, minutes, device)
         steps = result.settings.steps or 0
-        if minutes is None or steps >= min(_most_steps(result), _ENOUGH_STEPS):
+        if minutes is None or steps >= min(_most_steps(result), ENOUGH_STEPS):
             break
     if name and request.shape is None:
         n_bytes = prepared.train.n_bytes + prepared.validation.n_bytes
@@ -61,10 +90,23 @@ def planned(
         choices.append(f"shape: {name}, for {n_bytes:,} bytes of text{within}")
     if result.config.drop_rate != config.drop_rate:
         choices.append(_dropout_line(result, steps))
-    if line:
-        choices.append(line)
-    choices.append(f"the text is read {result.epochs(steps):.1f} times (epochs)")
+    choices += filter(None, (rows_line, line, f"the text is read {result.epochs(steps):.1f} times (epochs)"))
+    config, source = result.config, result.source
+    choices.append(
+        f"model: {f'begins with the weights of {source}' if source else 'from scratch'}, "
+        f"{config.n_parameters():,} parameters, {config.n_layers} layers x {config.emb_dim} wide, "
+        f"{config.n_heads} heads, context {config.context_length} tokens"
+    )
     return result
+
+
+def _with_rows(prepared: Prepared, device: torch.device, world_size: int) -> tuple[Prepared, str]:
+    """With the rows that are computed at once, where they are to be picked; and a line on them."""
+    if prepared.settings.micro_batch_size != AUTO:
+        return prepared, ""
+    rows, reason = choose_rows(prepared.settings, device, prepared.config, world_size)
+    settings = dataclasses.replace(prepared.settings, micro_batch_size=rows)  # so a resume elsewhere does the same
+    return dataclasses.replace(prepared, settings=settings), f"rows at once: {rows} ({reason})"
 
 
 def _dropout_line(result: Prepared, steps: int) -> str:

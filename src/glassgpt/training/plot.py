@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glassgpt.data.baselines import Baselines
 from glassgpt.files import replacing
 from glassgpt.training.chart import frame
-from glassgpt.training.log import read_log
 from glassgpt.training.look import Look
 from glassgpt.training.run_directory import PLOT
 
@@ -81,7 +78,7 @@ def _frame_losses(axes: Any, looks: Sequence[Look]) -> None:
     view = frame([(step, min(loss, most)) for step, loss in points], [], [])
     axes.set_ylim(view.bottom, min(view.top, most))
     if len({each.record.digests for each in looks}) == 1:
-        for name, value in dataclasses.asdict(looks[0].record.baselines).items():
+        for name, value in looks[0].record.baselines.labelled().items():
             if view.bottom <= value <= view.top:
                 _draw_baseline(axes, name, value)
 
@@ -99,13 +96,10 @@ def _draw_baseline(axes: Any, name: str, value: float) -> None:
     )
 
 
-def plot_losses(run: Path, baselines: Baselines) -> None:
+def plot_losses(run: Path, seen: Look) -> None:
     """Draw `loss.png`: training and validation loss over the steps, between the text's own baselines."""
-    records = read_log(run)
-    steps = [(r["step"], r["loss"]) for r in records if r["kind"] == "step" and r["loss"] is not None]
-    evaluations = [
-        (r["step"], r["val_loss"]) for r in records if r["kind"] == "evaluation" and r["val_loss"] is not None
-    ]
+    steps = [(r["step"], r["loss"]) for r in seen.steps if r["loss"] is not None]
+    evaluations = [(r["step"], r["val_loss"]) for r in seen.evaluations]
     if not evaluations:
         return
     figure = figure_of(8, 4.5)
@@ -114,11 +108,7 @@ def plot_losses(run: Path, baselines: Baselines) -> None:
         x, y = zip(*steps, strict=True)
         axes.plot(x, y, color="#b8c4d6", linewidth=0.8, label="training")
     axes.plot(*zip(*evaluations, strict=True), color="#1f5fae", marker="o", markersize=3, label="validation")
-    for name, value in (
-        ("every token alike, ln V", baselines.uniform),
-        ("how common each token is", baselines.unigram),
-        ("the token before (bigram)", baselines.bigram),
-    ):
+    for name, value in seen.record.baselines.labelled().items():
         _draw_baseline(axes, name, value)
     axes.set(xlabel="step", ylabel="loss, nats per token", title=f"validation loss {evaluations[-1][1]:.3f}")
     axes.spines[["top", "right"]].set_visible(False)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from glassgpt.checkpoint import fingerprint
+from glassgpt.config import GPTConfig
 from glassgpt.data.baselines import corpus_baselines
 from glassgpt.data.corpus import Document, default_corpus, read_corpus, split_documents
 from glassgpt.data.loader import BatchLoader
@@ -22,7 +25,7 @@ from glassgpt.files import write_text
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.choose import choose_tokenizer
 from glassgpt.training.number_type import choose_dtype
-from glassgpt.training.plan import fitting, planned
+from glassgpt.training.plan import fitting, planned, that_fit
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared
 from glassgpt.training.repeat import data_of
@@ -37,17 +40,53 @@ def prepare(
 ) -> Prepared:
     """Read and encode the text into the new directory `run`, pick what was not given, and write `run.json`.
 
-    `start` are the weights to begin with. `out` is where the run will be: no text may lie there. Raises `ValueError`
-    and `FileNotFoundError`.
+    `start` are the weights to begin with. `out` is where the run will be: no text may lie there. Raises `ValueError`,
+    `FileNotFoundError`, and `MemoryError` where no shape fits.
     """
-    settings = request.checked(device).with_rates(start.model.n_parameters() if start else None)
-    choices: list[str] = []
+    check_texts(request, out)
+    gathered, shapes = gather(request, start, run, device, progress)
+    prepared = planned(gathered, shapes, request, device)
+    prepared.tokenizer.save(run)
+    write_run_file(run, prepared, request, start, device)
+    write_text(run / TRAIN_FILE, train_toml(request, prepared, out, str(device), torch.get_num_threads()))
+    return prepared
+
+
+@contextlib.contextmanager
+def gathered_apart(
+    request: Request, device: torch.device, progress: Progress
+) -> Iterator[tuple[Prepared, list[tuple[str, GPTConfig]], Start | None]]:
+    """What `gather` gives, in a temporary place, and the weights to begin with."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = request.start()
+        gathered, shapes = gather(request, start, Path(folder) / "run", device, progress)
+        try:
+            yield gathered, shapes, start
+        finally:
+            for part in (gathered.train, gathered.validation):
+                part.close()  # Windows deletes no file that is mapped
+
+
+def check_texts(request: Request, out: Path) -> None:
+    """`ValueError` for a text that lies where the run will be."""
     for text in request.texts if request.like is None else ():
         if Path(text).resolve().is_relative_to(out.resolve()):
             raise ValueError(f"the text {text} lies in {out}: choose a directory of its own for the run")
-    tokenizer, train, validation = _data(request, start, out, run, settings, choices, progress)
+
+
+def gather(
+    request: Request, start: Start | None, run: Path, device: torch.device, progress: Progress
+) -> tuple[Prepared, list[tuple[str, GPTConfig]]]:
+    """All that comes before the number of steps, and the shapes to choose from, the best first, which `planned` does.
+
+    Tokens are written into the new directory `run`. Errors as in `prepare`.
+    """
+    settings = request.checked(device).with_rates(start.model.n_parameters() if start else None)
+    choices: list[str] = []
+    tokenizer, train, validation = _data(request, start, run, settings, choices, progress)
     n_bytes = train.n_bytes + validation.n_bytes
     shapes = fitting(request, request.shapes(n_bytes, start), tokenizer, train.n_tokens)
+    shapes = that_fit(shapes, settings, device, choices)
     config = shapes[0][1]
     BatchLoader(  # raises for a text shorter than one block, and a batch that the ranks cannot share
         train.tokens,
@@ -60,26 +99,13 @@ def prepare(
     dtype, reason = choose_dtype(settings.dtype, device, config, settings.rows_at_once)
     settings = dataclasses.replace(settings, dtype=dtype)  # so a resume elsewhere computes the same
     choices.append(f"numbers: {dtype} ({reason})")
-    prepared = Prepared(
-        config, settings, tokenizer, train, validation, baselines, choices, source=start.name if start else None
-    )
-    prepared = planned(prepared, shapes, request, device)
-    config = prepared.config
-    choices.append(
-        f"model: {f'begins with the weights of {start.name}' if start else 'from scratch'}, "
-        f"{config.n_parameters():,} parameters, {config.n_layers} layers x {config.emb_dim} wide, "
-        f"{config.n_heads} heads, context {config.context_length} tokens"
-    )
-    tokenizer.save(run)
-    write_run_file(run, prepared, request, start, device)
-    write_text(run / TRAIN_FILE, train_toml(request, prepared, out, str(device), torch.get_num_threads()))
-    return prepared
+    source = start.name if start else None
+    return Prepared(config, settings, tokenizer, train, validation, baselines, choices, source), shapes
 
 
 def _data(
     request: Request,
     start: Start | None,
-    out: Path,
     run: Path,
     settings: Settings,
     choices: list[str],
@@ -91,7 +117,7 @@ def _data(
     if (sources := sources_of(request.texts)) is not None:
         return _prepared_data(sources, request, start, run, settings, choices, progress)
     progress.message("reading the text" if request.texts else "reading Python's own manual")
-    documents = _read(request, out, progress)
+    documents = _read(request, run.parent, progress)
     n_bytes = sum(document.n_bytes for document in documents)
     train_part, validation_part = split_documents(documents)
     if not (train_part and validation_part):
@@ -119,7 +145,9 @@ def _repeated_data(
     assert isinstance(tokenizer, Tokenizer)
     check_sample(tokenizer, settings)
     parts = data_of(like, tokenizer, start, run)
-    changed = f"; what was changed later is not repeated: {', '.join(like.changed)}" if like.changed else ""
+    changed = (
+        f"; what was changed later is not repeated: {', '.join(like.record.changed)}" if like.record.changed else ""
+    )
     choices.append(f"repeats {like.run}: its tokenizer and tokens, and what is not said, as it began{changed}")
     return tokenizer, *parts
 
@@ -158,7 +186,7 @@ def check_sample(tokenizer: Tokenizer, settings: Settings) -> None:
         raise ValueError(f"sample_prompt {settings.sample_prompt!r} has no tokens in this vocabulary")
 
 
-def _read(request: Request, out: Path, progress: Progress) -> list[Document]:
+def _read(request: Request, scratch: Path, progress: Progress) -> list[Document]:
     if not request.texts:
         if request.fields():
             raise ValueError(
@@ -168,7 +196,7 @@ def _read(request: Request, out: Path, progress: Progress) -> list[Document]:
     return read_corpus(
         request.texts,
         text_fields=request.fields(),
-        scratch=out,  # the disk that has room for the tokens; a system's temporary folder may be in memory
+        scratch=scratch,  # the disk that has room for the tokens; a system's temporary folder may be in memory
         message=progress.message,
         progress=partial(progress.work, "reading"),
     )

@@ -20,7 +20,7 @@ class Progress:
         """
 
     def history(self, records: list[dict[str, Any]]) -> None:
-        """These are the lines of `log.jsonl` so far: a run is resumed, and `start` follows, or it has gone back."""
+        """These are the lines of `log.jsonl` so far: a run is resumed, and `start` follows, or it has rolled back."""
 
     def start(self, prepared: Prepared, first_step: int) -> None:
         """The first step is about to be taken; `first_step` is above 0 in a resumed run."""

@@ -37,9 +37,14 @@ class Prepared:
         assert self.settings.eval_every is not None
         return step % self.settings.eval_every == 0 or step in self.early
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that the batch of a step has."""
+        return self.settings.batch_size * self.config.context_length
+
     def epochs(self, steps: int) -> float:
         """How often `steps` read the training part."""
-        return steps * self.settings.batch_size * self.config.context_length / self.train.n_tokens
+        return steps * self.tokens_per_step / self.train.n_tokens
 
     def parameters_per_token(self) -> float:
         """Parameters of the model for each token of the training part: how easily it learns the text by heart."""
@@ -92,7 +97,7 @@ class RunState:
         """From a checkpoint's `state.json`; KeyError, TypeError or ValueError where it is damaged.
 
         Runs of version 0.1 did not write `best_step`: there the best is the last where the two losses are equal. Nor
-        did they write `guard`: such a run goes back to where it was resumed.
+        did they write `guard`: such a run rolls back to where it was resumed.
         """
         last, best = float(values["val_loss"]), float(values["best_val_loss"])
         best_step = values.get("best_step", values["evaluated"] if last == best else -1)

@@ -55,7 +55,7 @@ def like(request: Request, run: Path, device: torch.device) -> Request:
         model=record.source,
         tokenizer=Tokenizer.load(run),
         settings=settings,
-        like=Like(run, record.tokenizer, record.source_fingerprint, record.threads, record.changed),
+        like=Like(run, record),
     )
 
 
@@ -63,15 +63,7 @@ def request_of(keywords: Mapping[str, Any], device: torch.device) -> Request:
     """What the keywords of `train` ask for; errors as in `like`."""
     settings = {name: value for name, value in keywords.items() if name in Settings.rules()}
     names = ("texts", "shape", "config", "model", "tokenizer", "minutes", "text_fields")
-    given: dict[str, Any] = {
-        "texts": (),
-        "shape": None,
-        "config": {},
-        "model": None,
-        "tokenizer": None,
-        "minutes": None,
-    }
-    request = Request(**given | {name: keywords[name] for name in names if name in keywords}, settings=settings)
+    request = Request(**{name: keywords[name] for name in names if name in keywords}, settings=settings)
     return like(request, Path(keywords["like"]), device) if "like" in keywords else request
 
 
@@ -80,9 +72,9 @@ def data_of(like: Like, tokenizer: Tokenizer, start: Start | None, run: Path) ->
 
     `ValueError` or `FileNotFoundError` where they, or the weights in `start`, are not those that it began with.
     """
-    if start is not None and like.source_fingerprint not in (None, fingerprint(start.model)):
+    if start is not None and like.record.source_fingerprint not in (None, fingerprint(start.model)):
         raise ValueError(f"{start.name} has other weights than when {like.run} began with them: it cannot be repeated")
-    for part in open_data(like.run, read_run(like.run), tokenizer):
+    for part in open_data(like.run, like.record, tokenizer):
         part.close()
     if (sources := read_sources(like.run)) is not None:
         write_sources(run, sources)

@@ -13,7 +13,7 @@ from glassgpt.terminal_text import visible
 from glassgpt.training import chart
 from glassgpt.training.compare import clock, shown
 from glassgpt.training.log import read_samples
-from glassgpt.training.look import Look, look
+from glassgpt.training.look import Look
 from glassgpt.training.plot import means_of
 from glassgpt.training.run_directory import NEXT, REPORT
 from glassgpt.training.svg import Point, Series
@@ -21,13 +21,12 @@ from glassgpt.training.svg import chart as svg_chart
 
 _REFRESH_SECONDS = 30
 _MOST_POINTS = 320
-_BASELINES = (("every token alike, ln V", "uniform"), ("unigram", "unigram"), ("bigram", "bigram"))
 
 
-def write_report(run: Path) -> None:
-    """Write `report.html` of the run in the directory `run`, whole or not at all."""
+def write_report(run: Path, seen: Look) -> None:
+    """Write `report.html` of the run in the directory `run`, as it was `seen`, whole or not at all."""
     name = run.resolve().parent.name if run.name == NEXT else run.resolve().name
-    write_text(run / REPORT, page(look(run), read_samples(run), name))
+    write_text(run / REPORT, page(seen, read_samples(run), name))
 
 
 def page(run: Look, samples: Sequence[dict[str, Any]], name: str) -> str:
@@ -93,7 +92,7 @@ def _facts(run: Look) -> str:
 def loss_chart(run: Look) -> str:
     """The training and validation losses against the baselines as SVG; "" while there is none."""
     training, validation = (list(series.points) for series in _losses(run))
-    baselines = [(label, getattr(run.record.baselines, key)) for label, key in _BASELINES]
+    baselines = list(run.record.baselines.labelled().items())
     bounds = None
     if training or validation:
         line = [(round(x), y) for x, y in training]

@@ -20,7 +20,8 @@ from glassgpt.model import GPTModel
 from glassgpt.packages import require
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.choose import changed, shapes_for
-from glassgpt.training.settings import Settings
+from glassgpt.training.run_file import RunRecord
+from glassgpt.training.settings import Settings, spelled_out
 from glassgpt.training.shards import check_torch
 
 IN_MEMORY = "a model in memory"
@@ -42,25 +43,20 @@ class Like:
     """The run that is repeated."""
 
     run: Path
-    tokenizer: str | None
-    """The name of its tokenizer, as in `run.json`."""
-    source_fingerprint: str | None
-    threads: int | None
-    changed: list[str]
-    """What was changed in it after it began, in words."""
+    record: RunRecord
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
     """What `train` was asked for, as it was given; None is for what it picks itself."""
 
-    texts: Sequence[str | Path]
-    shape: GPTConfig | str | None
-    config: Mapping[str, Any]
-    model: GPTModel | str | Path | None
-    tokenizer: Tokenizer | str | Path | None
-    minutes: float | None
-    settings: Mapping[str, Any]
+    texts: Sequence[str | Path] = ()
+    shape: GPTConfig | str | None = None
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    model: GPTModel | str | Path | None = None
+    tokenizer: Tokenizer | str | Path | None = None
+    minutes: float | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     text_fields: str | Sequence[str] = ()
     world_size: int = 1
     """Processes that share each batch."""
@@ -71,11 +67,14 @@ class Request:
     like: Like | None = None
     """The run that is repeated; what it had is in the other fields then."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", spelled_out(self.settings))
+
     @property
     def tokenizer_name(self) -> str | None:
         """Of one of `TOKENIZERS`; None for another, and for that of weights or of datasets."""
         if self.like is not None:
-            return self.like.tokenizer
+            return self.like.record.tokenizer
         if self.tokenizer is None and self.model is None:
             return None if sources_of(self.texts) else "bpe"
         return self.tokenizer if isinstance(self.tokenizer, str) and self.tokenizer in TOKENIZERS else None

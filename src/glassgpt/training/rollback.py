@@ -1,4 +1,4 @@
-"""A run that goes back to where its steps were still good; when it does is `guard`'s."""
+"""A run that rolls back to where its steps were still good; when it does is `guard`'s."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def roll_back(
     """The run as it was at its last regular evaluation before steps were skipped, with a lower learning rate.
 
     Nothing of this is saved until the next checkpoint: a run that is killed before goes the same way again. All ranks
-    decide the same, from the same losses; the first finds the checkpoint. `TrainingFailedError` where the settings
+    decide the same, from the same losses; rank 0 finds the checkpoint. `TrainingFailedError` where the settings
     allow no further rollback.
     """
     settings, done = prepared.settings, state.guard.rollbacks
@@ -39,7 +39,7 @@ def roll_back(
             publish(path, out)
         writer.rewind(before)
         step = before.step
-    path = checkpoint_at(out, int(ranks.sum([step])[0]))  # the other ranks wait for the first, and add 0
+    path = checkpoint_at(out, int(ranks.sum([step])[0]))  # the other ranks wait for rank 0, and add 0
     state = state.rolled_back(RunState.from_dict(read_json(path / STATE_FILE)))
     writer.message(
         f"{failed}: back to step {state.step}, with {state.guard.rate:g} of the learning rate (rollback "

@@ -102,7 +102,9 @@ def warn_of_torch(run: Path, record: RunRecord) -> None:
     """Another version of PyTorch may round otherwise."""
     import torch  # slow to load, and who only looks at a run needs none
 
-    if record.torch not in (None, torch.__version__):
+    from glassgpt.training.ranks import is_first
+
+    if record.torch not in (None, torch.__version__) and is_first():  # of several ranks one says it
         _log.warning(
             "%s was begun with PyTorch %s: with %s the last bits may differ", run, record.torch, torch.__version__
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Self, TypedDict
+from collections.abc import Mapping
+from typing import Any, Self, TypedDict
 
 from glassgpt.config import ROLES
 from glassgpt.options import Options, nearest, option
@@ -13,6 +14,7 @@ OPTIMIZERS = ("muon", "adamw")
 DECAYS = ("cosine", "linear")
 DTYPE_NAMES = ("auto", "float32", "bfloat16")
 KEEP = ("best", "last")
+AUTO = "auto"
 DEFAULT_EVAL_BATCHES = 20
 
 LEARNING_RATE, MUON_LEARNING_RATE = 4e-3, 0.02
@@ -30,9 +32,21 @@ class Settings(Options):
     steps: int | None = option(
         None, "optimizer steps in all", unit="steps", at_least=1, derived="what the minutes allow"
     )
-    batch_size: int = option(16, "rows of context_length tokens in one step", unit="rows", at_least=1)
-    micro_batch_size: int | None = option(
-        None, "rows computed at once; their gradients are accumulated", unit="rows", at_least=1, derived="all"
+    batch_size: int = option(
+        16,
+        "rows of context_length tokens in one step; auto leaves them as they are and picks micro_batch_size",
+        unit="rows",
+        at_least=1,
+        choices=(AUTO,),
+    )
+    micro_batch_size: int | str | None = option(
+        None,
+        "rows computed at once; their gradients are accumulated; auto: what a short measurement finds fastest, of "
+        "those that fit into memory",
+        unit="rows",
+        at_least=1,
+        choices=(AUTO,),
+        derived="all",
     )
     optimizer: str = option(
         "muon",
@@ -97,8 +111,8 @@ class Settings(Options):
     )
     rollbacks: int = option(
         3,
-        "how often ten skipped steps in a row, not finite or spikes, lead back to the last evaluation, with half the "
-        "learning rate from there on; then the run gives up",
+        "how often ten skipped steps in a row, not finite or spikes, roll the run back to the last evaluation, with "
+        "half the learning rate from there on; then the run gives up",
         unit="times",
         at_least=0,
     )
@@ -162,7 +176,7 @@ class Settings(Options):
         freeze = [self.freeze] if isinstance(self.freeze, str) else self.freeze
         object.__setattr__(self, "freeze", tuple(freeze))  # JSON and the command line give lists
         super().__post_init__()
-        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+        if self.batch_size % self.rows_at_once:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
         for name, factor in (("spike_loss", self.spike_loss), ("spike_norm", self.spike_norm)):
             if 0 < factor <= 1:
@@ -173,8 +187,23 @@ class Settings(Options):
 
     @property
     def rows_at_once(self) -> int:
-        """Rows that one forward pass computes, in training and in evaluation."""
-        return self.micro_batch_size or self.batch_size
+        """Rows that one forward pass computes, in training and in evaluation; all, while they are to be picked."""
+        return self.micro_batch_size if isinstance(self.micro_batch_size, int) else self.batch_size
+
+    @classmethod
+    def check_fields(cls, values: Mapping[str, Any]) -> None:
+        """See `Options`."""
+        super().check_fields(spelled_out(values))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """See `Options`."""
+        return super().from_dict(spelled_out(values))
+
+    def tired(self, steps: int) -> bool:
+        """Whether a model that has not become better for so many steps was measured in vain as often as is borne."""
+        assert self.eval_every is not None, "settings must be resolved first"
+        return 0 < (self.patience or 0) <= steps // self.eval_every
 
     @property
     def eval_blocks(self) -> int:
@@ -213,12 +242,24 @@ class Settings(Options):
         return dataclasses.replace(self, steps=steps, patience=patience)
 
 
+def spelled_out(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose `batch_size` may be "auto" as what that stands for: the micro-batch is picked, the batch is not.
+
+    `ValueError` where the micro-batch is given, too.
+    """
+    if values.get("batch_size") != AUTO:
+        return dict(values)
+    if (rows := values.get("micro_batch_size")) not in (None, AUTO):
+        raise ValueError(f"batch_size {AUTO!r} picks micro_batch_size, which is {rows!r}: leave one of them out")
+    return {name: value for name, value in values.items() if name != "batch_size"} | {"micro_batch_size": AUTO}
+
+
 class SettingsKeywords(TypedDict, total=False):
     """The fields of `Settings`, for type checkers and editors; a test keeps the two alike."""
 
     steps: int | None
-    batch_size: int
-    micro_batch_size: int | None
+    batch_size: int | str
+    micro_batch_size: int | str | None
     optimizer: str
     learning_rate: float | None
     muon_learning_rate: float | None

@@ -60,7 +60,7 @@ def take_step(
             group["lr"] = group["peak_lr"] * rate
     torch.manual_seed(step_seed(settings.seed, step, ranks.rank))
     with _explained(objective, ranks):
-        loss = accumulate_gradients(objective, *batch, settings.micro_batch_size, dtype, ranks)
+        loss = accumulate_gradients(objective, *batch, settings.rows_at_once, dtype, ranks)
         norm = clip_gradients(objective, settings.grad_clip or math.inf, ranks)
         refusal = guard.refusal(loss, norm, settings)
         if refusal is None:

@@ -205,7 +205,10 @@ def sweep(
                         result = train(out=out / name, resume=True, progress=progress, **machine)
                     else:
                         result = train(**with_values(base, each), out=out / name, progress=progress)
-                except RuntimeError as error:  # the loss was not finite, or the model is too large for the memory
+                except (
+                    RuntimeError,
+                    MemoryError,
+                ) as error:  # the loss was not finite, or the model is too large for the memory
                     failed[name] = " ".join(str(error).split())
                     message(f"failed: {failed[name]}")
             _write(out, base, failed)

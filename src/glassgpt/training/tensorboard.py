@@ -48,7 +48,7 @@ class TensorBoard(Progress):
     def history(self, records: list[dict[str, Any]]) -> None:
         """See `Progress`."""
         self._past = records
-        if self._path is not None:  # the run has gone back to its last evaluation: later steps come again
+        if self._path is not None:  # the run has rolled back to its last evaluation: later steps come again
             self._pending.append(event(time.time(), records[-1]["step"] + 1, session_log=_START))
 
     def start(self, prepared: Prepared, first_step: int) -> None:

@@ -23,7 +23,6 @@ from glassgpt.training.records import Prepared, TrainResult
 
 _LINE_SECONDS = 10.0
 _WORK_SECONDS = 2.0  # work that is done sooner is not worth a word
-_BASELINES = (("uniform", "ln V"), ("unigram", "unigram"), ("bigram", "bigram"))
 _MOST_COLUMNS, _MOST_ROWS = 110, 20  # of the chart: more shows no more
 _LEAST_BAR = 12
 
@@ -99,7 +98,7 @@ class Lines(Progress):
             f"common each is, {b.bigram:.3f} knowing the token before (bigram)"
         )
         assert prepared.settings.steps is not None
-        self._baselines, self._steps, self._first_step = b, prepared.settings.steps, first_step
+        self._baselines, self._steps, self._first_step = b.labelled(), prepared.settings.steps, first_step
         self._began = self._shown = time.monotonic()
 
     def step(self, record: dict[str, Any]) -> None:
@@ -128,7 +127,7 @@ class Lines(Progress):
         """See `Progress`."""
         loss = record["val_loss"]
         self._curve.evaluation(record["step"], loss)
-        below = [f"below {name}" for key, name in _BASELINES if loss < getattr(self._baselines, key)]
+        below = [f"below {name}" for name, baseline in self._baselines.items() if loss < baseline]
         line = Text.assemble(
             f"step {record['step']:>6,}  epoch {record['epoch']:>4.1f}  ",
             (f"validation {loss:.3f}", "bold"),
@@ -223,8 +222,7 @@ class LiveView(Lines):
         bar = self._bar(width)
         # half of the screen, so that a screen that becomes narrower has room for the lines that it wraps
         rows = min(self.console.height // 2 - 3, _MOST_ROWS)
-        baselines = {name: getattr(self._baselines, key) for key, name in _BASELINES}
-        return Group(*chart(self._curve, baselines, width, rows), bar)
+        return Group(*chart(self._curve, self._baselines, width, rows), bar)
 
     def _bar(self, width: int) -> Text:
         """How far the run is as a bar and in numbers, as many of them as there is room for."""

@@ -29,7 +29,7 @@ from glassgpt.model import GPTModel
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training import repeat
 from glassgpt.training.build import Trainee, build
-from glassgpt.training.follow import NOTHING, follow, is_own, record_of, word_of
+from glassgpt.training.follow import follow, is_own, record_of, word_of
 from glassgpt.training.guard import MAX_SKIPPED
 from glassgpt.training.heap import heap_kept
 from glassgpt.training.prepare import prepare
@@ -40,7 +40,7 @@ from glassgpt.training.request import Request
 from glassgpt.training.resume import record_changes, reopen, resume_report, with_more_minutes
 from glassgpt.training.rollback import roll_back
 from glassgpt.training.run_directory import NEXT, check_new, discard_next, locked, promote, recover
-from glassgpt.training.settings import Settings, SettingsKeywords
+from glassgpt.training.settings import SettingsKeywords
 from glassgpt.training.state import checkpoint_at, newest_checkpoint, restore
 from glassgpt.training.step import schedule, take_step
 from glassgpt.training.watchers import Watchers
@@ -102,7 +102,7 @@ def train(
     if resume and (overwrite or like is not None):
         raise ValueError("resume excludes overwrite and like: continue the run, or begin a new one")
     given = (texts, shape, dict(config or {}), model, tokenizer, minutes, settings, text_fields)
-    with joined() as ranks:
+    with _threads_restored(), joined() as ranks:
         where = ranks.device(pick_device(device))
         request = Request(*given, ranks.world_size, ranks.agents)
         if like is not None:
@@ -111,6 +111,8 @@ def train(
         if resume and not out.is_dir():
             raise FileNotFoundError(f"{out} holds no run to resume: there is no such directory")
         if ranks.world_size > 1:
+            if threads is not None:
+                set_threads(threads)
             ranks.compare(record_of(request, where, resume=resume, overwrite=overwrite, change=change))
         ready = functools.partial(_ready, out, request, resume, overwrite, change, threads, where)
         return _take_part(out, ranks, where, progress or Progress(), ready)
@@ -123,8 +125,8 @@ def _take_part(
     progress: Progress,
     ready: Callable[[Progress], tuple[Prepared, Trainee | None, RunState]],
 ) -> TrainResult:
-    """The first rank makes the run `ready`, and the others follow."""
-    with seeded(), _threads_restored(), heap_kept():
+    """Rank 0 makes the run `ready`, and the others follow."""
+    with seeded(), heap_kept():
         if not ranks.first:
             return _run(*follow(out, ranks, device), out, Progress(), ranks)
         with locked(out):
@@ -149,13 +151,13 @@ def _ready(
     """A run that can take its next step, new or resumed; without a trainee where that is to be read from it."""
     recover(out)
     if is_own(out, request.agents):  # torchrun has restarted the command that began or resumed it: it goes on
-        resume, request = True, dataclasses.replace(NOTHING, world_size=request.world_size, agents=request.agents)
+        resume, request = True, Request(world_size=request.world_size, agents=request.agents)
     if resume:
         prepared, state = _reopen(out, request, change, threads, device, progress)
         return prepared, None, state
     check_new(out, overwrite)
     if request.like is not None and request.world_size == 1:
-        _use_threads(threads, request.like.threads)
+        _use_threads(threads, request.like.record.threads)
     elif threads is not None:
         set_threads(threads)
     prepared, trainee, state = _begin(out, request, device, progress)
@@ -218,7 +220,7 @@ def _run(
     """The loop: forward, backward and update until the last step, measured and saved every `eval_every` steps.
 
     In between it is saved every `save_minutes`, which changes nothing of what it computes. All `ranks` go through it
-    alike: what decides is a sum over all of them, but for the clock, by which only the first one saves.
+    alike: what decides is a sum over all of them, but for the clock, by which only rank 0 saves.
     """
     settings, dtype = prepared.settings, DTYPES[prepared.settings.dtype]
     assert settings.steps is not None and settings.eval_every is not None
@@ -240,7 +242,7 @@ def _run(
             elif late:
                 writer.save(trainee, state)
                 saved_step, saved_at = step, time.monotonic()
-            tired = state.evaluated == step and _tired(state, settings)
+            tired = state.evaluated == step and settings.tired(step - state.best_step)
             if tired and not last:
                 writer.message(
                     f"stopping: no better model since step {state.best_step:,} (patience 0 would not stop, and keep "
@@ -292,12 +294,6 @@ def _result(out: Path, prepared: Prepared, state: RunState, finished: bool) -> T
         val_bits_per_byte=prepared.bits_per_byte(state.val_loss),
         bigram_loss=prepared.baselines.bigram,
     )
-
-
-def _tired(state: RunState, settings: Settings) -> bool:
-    """Whether the model has been measured `patience` times in a row without being better than before."""
-    assert settings.eval_every is not None
-    return 0 < (settings.patience or 0) <= (state.step - state.best_step) // settings.eval_every
 
 
 def _use_threads(asked: int | None, begun_with: int | None) -> None:

@@ -122,8 +122,10 @@ class WeightsAndBiases(Progress):
                 resume="allow",
                 config=self._config,
             )
+            # its own steps only rise: those that come again after a rollback would be dropped
+            wandb.define_metric("*", step_metric="step")
         for step, values in self._pending:
-            wandb.log(values, step=step)
+            wandb.log({"step": step, **values})
         self._pending.clear()
 
     def _id(self) -> str:

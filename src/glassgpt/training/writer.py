@@ -12,6 +12,7 @@ from glassgpt.generation.text import generate
 from glassgpt.model import GPTModel
 from glassgpt.training.build import Trainee
 from glassgpt.training.log import RunLog
+from glassgpt.training.look import look
 from glassgpt.training.plot import plot_losses
 from glassgpt.training.progress import Progress
 from glassgpt.training.ranks import ALONE, Ranks
@@ -75,13 +76,14 @@ class RunWriter:
         if state.is_best or settings.keep == "last":
             publish(checkpoint, self._directory)
         self._progress.evaluation(record, state.is_best)
-        plot_losses(self._directory, prepared.baselines)
+        seen = look(self._directory)
+        plot_losses(self._directory, seen)
         if settings.sample_tokens and (settings.sample_prompt or prepared.tokenizer.eot_id is not None):
             # of a sharded model no rank has all; what was just saved needs no other ranks
             text = sample(load_model(checkpoint)[0] if trainee.sharded else trainee.model, prepared)
             self._log.sample(state.step, text)
             self._progress.sample(text)
-        write_report(self._directory)
+        write_report(self._directory, seen)
         return state
 
     def _save(self, trainee: Trainee, state: RunState) -> Path:

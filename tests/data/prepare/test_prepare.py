@@ -27,6 +27,7 @@ from glassgpt.data.prepare import parts as parts_module
 from glassgpt.data.prepare import run as run_module
 from glassgpt.data.prepare.run import WORK, PrepareResult, prepare
 from glassgpt.data.prepare.settings import PrepareKeywords, PrepareSettings
+from glassgpt.data.prepare.team import _ending
 
 SMALL: PrepareKeywords = {"part_bytes": 4096, "section_bytes": 512, "shard_tokens": 7000, "validation": 0.2}
 TEXT = "the of and a to in is you that it he was for on are as with his they at be this have from or one"
@@ -316,6 +317,10 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out" / "thesis.tex").touch()
     with pytest.raises(ValueError, match="out holds 'thesis.tex' that was not prepared here"):
         prepare([tmp_path / "a.txt"], tmp_path / "out")
+    (tmp_path / "out" / "index.json").write_text('{"pages": []}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"index.json was not prepared here, so .*out is no dataset: choose another"):
+        prepare([tmp_path / "a.txt"], tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"index.json", "thesis.tex"}
     with pytest.raises(ValueError, match="new lies in the input .*: choose a directory outside"):
         prepare([tmp_path], tmp_path / "new")
     with pytest.raises(ValueError, match="a.txt is a file: a dataset needs a directory"):
@@ -373,8 +378,11 @@ def test_a_process_that_dies_is_told_of(
     made: tuple[Path, Path, PrepareResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("glassgpt.data.prepare.team.worker.__name__", "glassgpt.no_such_module")
-    with pytest.raises(RuntimeError, match="a process that encodes ended with code 1"):
+    with pytest.raises(RuntimeError, match="a process that encodes ended with code 1, in an error that it has"):
         prepare([made[0]], tmp_path / "out", tokenizer="byte", processes=2, **SMALL)
+    assert _ending(-9).startswith(
+        "a process that encodes was ended by signal 9: it was killed, or there was not enough"
+    )
 
 
 # ---- duplicates ----------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from glassgpt.data.corpus import Document
 from glassgpt.data.prepare.fingerprints import BANDS, Joined, bands_of, digests, signatures
 from glassgpt.data.prepare.sections import Section, Skipped
 from glassgpt.data.shards import dtype_for
+from glassgpt.data.vocabulary import check_ids
 from glassgpt.files import sync, sync_tree, temporary
 from glassgpt.json_file import read_json
 from glassgpt.tokenizer import Tokenizer
@@ -140,11 +141,7 @@ def _write(folder: Path, sections: Iterator[Section], tokenizer: Tokenizer) -> n
     with (folder / _TOKENS).open("wb") as file:
         for batch in batches(sections):
             encoded, table, found = _encoded(batch, tokenizer)
-            if len(encoded) and not encoded.max() < tokenizer.n_vocab:
-                raise ValueError(
-                    f"the tokenizer gave the id {encoded.max()}, but says it has {tokenizer.n_vocab} ids: train or "
-                    "download it again"
-                )
+            check_ids(encoded, tokenizer)
             file.write(encoded.astype(dtype).data)
             tables.append(table)
             bands.append(found)

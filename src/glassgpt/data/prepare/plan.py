@@ -71,11 +71,6 @@ class Plan:
     tokenizer: str
     """Fingerprint."""
 
-    @property
-    def n_bytes(self) -> int:
-        """Of all inputs."""
-        return sum(file.size for file in self.asked.files)
-
     def task_bytes(self, task: int) -> int:
         """Of the inputs of a task."""
         return sum(span.size for span in self.tasks[task])

@@ -97,9 +97,8 @@ def prepare(
         if (out / INDEX).exists():
             return _finished_before(out, asked, report)
         work = _begin(out, asked, tokenizer, report)
-        on_error = asked.settings.on_error
-        missing, there = _left_to_do(work, on_error, share, report)
-        _encode(work, missing, there, processes or available_cores(), on_error, report)
+        missing, there = _left_to_do(work, share, report)
+        _encode(work, missing, there, processes or available_cores(), report)
         if share is not None:
             report.message(f"share {share[0]} of {share[1]} is encoded")
             return PrepareResult(out, finished=False)
@@ -193,9 +192,7 @@ def _begin(out: Path, asked: Asked, tokenizer: Tokenizer | str | Path | None, re
     return Work(folder, asked.settings.on_error)
 
 
-def _left_to_do(
-    work: Work, on_error: str, share: tuple[int, int] | None, report: Report
-) -> tuple[list[int], dict[int, int]]:
+def _left_to_do(work: Work, share: tuple[int, int] | None, report: Report) -> tuple[list[int], dict[int, int]]:
     """The tasks that are not finished, and how far each task is in bytes of its files. Damaged parts are deleted."""
     first, step = (share[0] - 1, share[1]) if share else (0, 1)
     if share is None:
@@ -207,7 +204,7 @@ def _left_to_do(
         ended = False
         for part in _checked(work, task):
             n_parts += 1
-            if part.skipped.count and on_error == "stop":
+            if part.skipped.count and work.on_error == "stop":
                 raise ValueError(f"{part.skipped.first} (it was skipped before)")
             done[task], ended = part.input_bytes, part.last
         if ended:
@@ -234,9 +231,7 @@ def _checked(work: Work, task: int) -> Iterator[Part]:
                 delete_part(path)
 
 
-def _encode(
-    work: Work, tasks: Sequence[int], done: dict[int, int], processes: int, on_error: str, report: Report
-) -> None:
+def _encode(work: Work, tasks: Sequence[int], done: dict[int, int], processes: int, report: Report) -> None:
     total = sum(work.plan.task_bytes(task) for task in {*tasks, *done})
 
     def told(task: int, n_bytes: int) -> None:
@@ -245,7 +240,7 @@ def _encode(
 
     report.work("encoding", sum(done.values()), total)
     if min(processes, len(tasks)) > 1:
-        encode(work, tasks, processes, on_error, told)
+        encode(work, tasks, processes, told)
     else:
         encode_here(work, tasks, told)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
 from glassgpt.data.corpus import PIECE_ENDS, best_cut
+from glassgpt.data.kinds import wrong_encoding
 from glassgpt.data.prepare.inputs import PLAIN, InputFile, Span, damaged, open_input
 from glassgpt.data.records import MAX_RECORD_BYTES, RecordError, json_lines, text_of
 from glassgpt.data.text_file import noun_of, records_of
@@ -83,13 +84,7 @@ class Reader:
             try:
                 section = Section(data.decode("utf-8"), len(data), last, at)
             except UnicodeDecodeError as error:
-                bad = f"byte 0x{data[error.start]:02x} at offset {at + error.start}"
-                self._refuse(
-                    ValueError(
-                        f"{file.name}: not UTF-8 ({bad}); convert it from the encoding it has, "
-                        f"e.g. iconv -f WINDOWS-1252 -t UTF-8 '{file.name}' > text.txt"
-                    )
-                )
+                self._refuse(wrong_encoding(file.name, error, at + error.start))
                 section = before._replace(ends_document=True) if before else Section("", 0, True, at)
                 before = None
                 yield section

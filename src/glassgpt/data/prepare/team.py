@@ -10,7 +10,6 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from glassgpt.data.prepare import worker
@@ -24,11 +23,11 @@ def encode_here(work: Work, tasks: Iterable[int], told: Callable[[int, int], Non
         told(task, work.plan.task_bytes(task))
 
 
-def encode(work: Work, tasks: Iterable[int], processes: int, on_error: str, told: Callable[[int, int], None]) -> None:
+def encode(work: Work, tasks: Iterable[int], processes: int, told: Callable[[int, int], None]) -> None:
     """As `encode_here`, in so many processes. What goes wrong in one of them is raised here, and ends all."""
     waiting = deque(tasks)
     heard: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
-    team = [_start(work.folder, on_error) for _ in range(min(processes, len(waiting)))]
+    team = [_start(work) for _ in range(min(processes, len(waiting)))]
     listeners = [
         threading.Thread(target=_listen, args=(number, member, heard), daemon=True)
         for number, member in enumerate(team)
@@ -44,10 +43,7 @@ def encode(work: Work, tasks: Iterable[int], processes: int, on_error: str, told
             number, record = heard.get()
             if record is None:
                 if number in busy:
-                    raise RuntimeError(
-                        f"a process that encodes ended with code {team[number].wait()}: not enough memory, or it was "
-                        "killed; the same command continues"
-                    )
+                    raise RuntimeError(_ending(team[number].wait()))
             elif "error" in record:
                 raise ERRORS[record["kind"]](record["error"])
             elif "done" in record:
@@ -71,11 +67,20 @@ def encode(work: Work, tasks: Iterable[int], processes: int, on_error: str, told
             member.stdout.close()
 
 
-def _start(folder: Path, on_error: str) -> subprocess.Popen[str]:
+def _ending(code: int) -> str:
+    """Why a process ended in the middle of its work, as far as its exit code tells."""
+    if code < 0:
+        why = f"was ended by signal {-code}: it was killed, or there was not enough memory"
+    else:
+        why = f"ended with code {code}, in an error that it has printed above"
+    return f"a process that encodes {why}; the same command continues"
+
+
+def _start(work: Work) -> subprocess.Popen[str]:
     # one process has one core: what else it loads shall not start threads for all of them
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     return subprocess.Popen(
-        [sys.executable, "-m", worker.__name__, str(folder), on_error],
+        [sys.executable, "-m", worker.__name__, str(work.folder), work.on_error],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

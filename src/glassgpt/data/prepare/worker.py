@@ -35,11 +35,10 @@ _TELL_SECONDS = 0.1
 class Work:
     """The folder in which a plan is carried out."""
 
-    def __init__(self, folder: Path, on_error: str | None = None) -> None:
-        self.folder, self.plan = folder, Plan.load(folder / PLAN)
+    def __init__(self, folder: Path, on_error: str) -> None:
+        self.folder, self.plan, self.on_error = folder, Plan.load(folder / PLAN), on_error
         self.tokenizer = Tokenizer.load(folder / TOKENIZER)
         self.digest, self.dtype = self.plan.digest(), dtype_for(self.tokenizer.n_vocab)
-        self._skip = (on_error or self.plan.settings.on_error) == "skip"
 
     def part(self, task: int, number: int) -> Path:
         """Where a part of a task is, or will be."""
@@ -63,7 +62,7 @@ class Work:
         there = list(self.parts(task))
         if there and there[-1].last:
             return
-        run = _TaskRun(self, task, told, self._skip)
+        run = _TaskRun(self, task, told)
         for part in there:
             run.pass_over(part.n_sections)
         for number in itertools.count(len(there)):
@@ -75,10 +74,10 @@ class Work:
 class _TaskRun:
     """The sections of a task on their way into parts."""
 
-    def __init__(self, work: Work, task: int, told: Callable[[int], None], skip: bool) -> None:
+    def __init__(self, work: Work, task: int, told: Callable[[int], None]) -> None:
         plan = work.plan
         self._spans, self._told, self._part_bytes = plan.tasks[task], told, plan.settings.part_bytes
-        self._reader = Reader(plan.asked.files, plan.asked.text_fields, plan.settings.section, skip)
+        self._reader = Reader(plan.asked.files, plan.asked.text_fields, plan.settings.section, work.on_error == "skip")
         self._counted = Skipped()
         self._done = 0
         self._sections = self._all()
