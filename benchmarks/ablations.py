@@ -4,8 +4,8 @@
 
 Every loss is that of the whole validation part after a run's last step, the mean over the seeds. First each variant
 takes the recipe's steps; one that is not at the target then takes more, in a run of its own whose schedule is as long,
-until it is, and one that is takes fewer. Seconds are the steps times a fast step, one of the fastest tenth. Every finished run
-is kept in the results file, from which the same command goes on. A markdown table ends it.
+until it is, and one that is takes fewer. Seconds are the steps times a fast step, one of the fastest tenth. Every
+finished run is kept in the results file, from which the same command goes on. A markdown table ends it.
 """
 
 import argparse

@@ -4,9 +4,9 @@ Where the code is (`make docs` keeps the lines right):
 
     main                  src/demo.py:21
     GPTModel              src/glassgpt/book/model.py:51
-    GPTModel.forward      src/glassgpt/model.py:186
+    GPTModel.forward      src/glassgpt/model.py:180
     GPT_CONFIG_124M       src/glassgpt/book/model.py:15
-    generate_text_simple  src/glassgpt/model.py:252
+    generate_text_simple  src/glassgpt/model.py:246
 """
 
 import torch

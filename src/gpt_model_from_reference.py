@@ -10,19 +10,19 @@ Where the code is (`make docs` keeps the lines right):
     SelfAttention_v2            src/glassgpt/book/attention.py:32
     CausalAttention             src/glassgpt/book/attention.py:49
     MultiHeadAttentionWrapper   src/glassgpt/book/attention.py:74
-    MultiHeadAttention          src/glassgpt/model.py:68
-    MultiHeadAttention.forward  src/glassgpt/model.py:104
+    MultiHeadAttention          src/glassgpt/model.py:69
+    MultiHeadAttention.forward  src/glassgpt/model.py:105
     PyTorchMultiHeadAttention   src/glassgpt/book/attention.py:91
-    LayerNorm                   src/glassgpt/model.py:22
-    GELU                        src/glassgpt/model.py:36
-    FeedForward                 src/glassgpt/model.py:51
+    LayerNorm                   src/glassgpt/model.py:23
+    GELU                        src/glassgpt/model.py:37
+    FeedForward                 src/glassgpt/model.py:52
     TransformerBlock            src/glassgpt/book/model.py:44
-    TransformerBlock.forward    src/glassgpt/model.py:163
+    TransformerBlock.forward    src/glassgpt/model.py:157
     GPTModel                    src/glassgpt/book/model.py:51
-    GPTModel.forward            src/glassgpt/model.py:186
-    GPTModel.hidden             src/glassgpt/model.py:199
+    GPTModel.forward            src/glassgpt/model.py:180
+    GPTModel.hidden             src/glassgpt/model.py:193
     GPT_CONFIG_124M             src/glassgpt/book/model.py:15
-    generate_text_simple        src/glassgpt/model.py:252
+    generate_text_simple        src/glassgpt/model.py:246
 """
 
 import torch

@@ -13,14 +13,14 @@ Where the code is (`make docs` keeps the lines right):
     CachePass.extend             src/glassgpt/kv_cache.py:197
     CachePass.commit             src/glassgpt/kv_cache.py:212
     causal_mask                  src/glassgpt/kv_cache.py:169
-    MultiHeadAttention           src/glassgpt/model.py:68
-    MultiHeadAttention.forward   src/glassgpt/model.py:104
-    generate_text_simple         src/glassgpt/model.py:252
+    MultiHeadAttention           src/glassgpt/model.py:69
+    MultiHeadAttention.forward   src/glassgpt/model.py:105
+    generate_text_simple         src/glassgpt/model.py:246
     GPTDatasetV1                 src/glassgpt/book/data.py:52
     create_dataloader_v1         src/glassgpt/book/data.py:79
-    LayerNorm                    src/glassgpt/model.py:22
-    GELU                         src/glassgpt/model.py:36
-    FeedForward                  src/glassgpt/model.py:51
+    LayerNorm                    src/glassgpt/model.py:23
+    GELU                         src/glassgpt/model.py:37
+    FeedForward                  src/glassgpt/model.py:52
     TransformerBlock             src/glassgpt/book/model.py:44
     GPT_CONFIG_124M              src/glassgpt/book/model.py:15
 """

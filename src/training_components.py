@@ -8,19 +8,19 @@ Where the code is (`make docs` keeps the lines right):
     GPTDatasetV1               src/glassgpt/book/data.py:52
     create_dataloader_v1       src/glassgpt/book/data.py:79
     GPTModel                   src/glassgpt/book/model.py:51
-    GPTModel.forward           src/glassgpt/model.py:186
+    GPTModel.forward           src/glassgpt/model.py:180
     TransformerBlock           src/glassgpt/book/model.py:44
-    TransformerBlock.forward   src/glassgpt/model.py:163
-    MultiHeadAttention         src/glassgpt/model.py:68
-    FeedForward                src/glassgpt/model.py:51
-    LayerNorm                  src/glassgpt/model.py:22
-    GELU                       src/glassgpt/model.py:36
+    TransformerBlock.forward   src/glassgpt/model.py:157
+    MultiHeadAttention         src/glassgpt/model.py:69
+    FeedForward                src/glassgpt/model.py:52
+    LayerNorm                  src/glassgpt/model.py:23
+    GELU                       src/glassgpt/model.py:37
     text_to_token_ids          src/glassgpt/book/data.py:101
     token_ids_to_text          src/glassgpt/book/data.py:106
     calc_loss_batch            src/glassgpt/book/training.py:20
     calc_loss_loader           src/glassgpt/book/training.py:28
     evaluate_model             src/glassgpt/book/training.py:42
-    generate_text_simple       src/glassgpt/model.py:252
+    generate_text_simple       src/glassgpt/model.py:246
     generate_and_print_sample  src/glassgpt/book/training.py:57
     train_model_simple         src/glassgpt/book/training.py:73
     plot_losses                src/glassgpt/book/training.py:121
