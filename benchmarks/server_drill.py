@@ -8,8 +8,8 @@ own OpenAPI document, a letter a million times, and three times as many requests
 wait. In the end it is asked for the same texts again.
 
 Prints a line for each trial: no status of 500 or more, each refusal in OpenAI's form, the texts of a client that left
-ended within 200 ms, memory and live rows back where they were. Exit code 1 where one of these does not hold. All
-traffic is to 127.0.0.1.
+ended within 200 ms in the median, memory and live rows back where they were. Exit code 1 where one of these does not
+hold. All traffic is to 127.0.0.1.
 """
 
 from __future__ import annotations

@@ -34,6 +34,8 @@ class Gate(CPUDecoder):
         self.entered = threading.Event()
         """Set when work begins."""
         self.failing: Exception | None = None
+        self.n_steps = 0
+        """Calls that go on with live rows."""
         self.n_read: list[int] = []
         """Tokens of each call that reads."""
 
@@ -55,6 +57,7 @@ class Gate(CPUDecoder):
 
     def _steps(self, tokens: Sequence[int], draws: Any) -> Scores:
         self._wait()
+        self.n_steps += 1
         return super()._steps(tokens, draws)
 
     @contextlib.contextmanager

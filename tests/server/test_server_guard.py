@@ -155,12 +155,15 @@ def test_a_client_that_leaves_is_no_error(two_models: Running, caplog: pytest.Lo
     with caplog.at_level(logging.INFO), decoder.closed():
         for stream in (False, True):
             with pytest.raises(httpx.ReadTimeout), two_models.http() as http:
-                http.post("/v1/completions", json={**ASK, "stream": stream, "max_tokens": 50}, timeout=0.3)
+                ask = {**ASK, "stream": stream, "max_tokens": 80, "ignore_eos": True, "logprobs": 0}
+                http.post("/v1/completions", json=ask, timeout=0.3)
         end = time.monotonic() + SECONDS
         while statuses() != [499, 499]:
             assert time.monotonic() < end
             time.sleep(0.002)
+        decoder.n_steps = 0
     with two_models.client() as client:
         assert client.completions.create(**ASK).choices
     assert engine.n_open == 0
+    assert decoder.n_steps < 10  # nothing of the 80 tokens, each of which is a step
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
