@@ -107,6 +107,32 @@ def test_ranks_that_differ_end_in_one_line(
     assert line in done.ours[0]
 
 
+@pytest.mark.slow
+def test_threads_from_python_reach_each_rank_and_a_warning_comes_once(
+    tmp_path: Path, shared_text: Path, launch: Launch
+) -> None:
+    out = tmp_path / "run"
+    code = f"""
+import sys, torch
+from glassgpt.training import train as module
+def taking(*rest, real=module.take_step):
+    print("threads", torch.get_num_threads())
+    return real(*rest)
+module.take_step = taking
+options = dict(shape="nano", tokenizer="byte", steps=1, eval_batches=1, sample_tokens=0, batch_size=2, threads=3)
+module.train([{str(shared_text)!r}], {str(out)!r}, **options)
+sys.exit(0)
+"""
+    done = launch(2, code=code)
+    assert done.finished, done
+    assert done.stdout.count("threads 3\n") == 2
+    record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    (out / "run.json").write_text(json.dumps(record | {"torch": "1.0"}), encoding="utf-8")
+    done = launch(2, "train", "--resume", "--steps", "2", "--out", out)
+    assert done.finished, done
+    assert done.stderr.count("was begun with PyTorch 1.0: with ") == 1
+
+
 def test_tensors_are_summed_in_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glassgpt.training.ranks._BUCKET", 10)
     sizes = [[len(part) for part in bucket] for bucket in _buckets([torch.zeros(n) for n in (2, 8, 1, 25, 3, 3)])]

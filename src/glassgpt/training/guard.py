@@ -1,8 +1,9 @@
 """What a run does about steps that would spoil it: it skips them, rolls back with a lower rate, and at last stops.
 
 A step is skipped where its loss or gradient norm is not finite and, where the settings say so, where one of them is far
-above the median of the steps before. `MAX_SKIPPED` of them in a row lead back to a checkpoint. What is decided hangs on
-the losses and norms alone, and what is remembered is saved with each checkpoint: a resumed run decides the same.
+above the median of the steps before. `MAX_SKIPPED` of them in a row roll the run back to a checkpoint. What is decided
+hangs on the losses and norms alone, and what is remembered is saved with each checkpoint, so a resumed run decides the
+same.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class RankWatch:
     def failed(self, error: Exception) -> Exception:
         """What to raise for an error of this rank: all ranks hear of it, and of those that fail alike one speaks."""
         if self._seat.rank > 0:
-            self._found.wait(2 * BEAT)  # the first rank may have the same to say
+            self._found.wait(2 * BEAT)  # rank 0 may have the same to say
         if self._error is not None:
             return self._error
         with contextlib.suppress(RuntimeError):  # the store is gone: so are the others

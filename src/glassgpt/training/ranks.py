@@ -27,7 +27,7 @@ from glassgpt.training.rank_watch import OtherRankError, RankWatch, Seat, Store,
 from glassgpt.training.shards import is_sharded
 
 _BUCKET = 2**23  # numbers in one reduction: 32 MB, large enough for the network, small beside the gradients
-_TIMEOUT = datetime.timedelta(hours=1)  # of one reduction, in which the first rank may save; the watch is far quicker
+_TIMEOUT = datetime.timedelta(hours=1)  # of one reduction, in which rank 0 may save; the watch is far quicker
 _POLL = 0.1  # seconds
 _RUNS = itertools.count()  # of this process
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -66,17 +66,17 @@ class Ranks:
         return list(values)
 
     def compare(self, record: Mapping[str, object]) -> None:
-        """On the first rank, a `ValueError` that names a rank whose record differs from its own, and where."""
+        """On rank 0, a `ValueError` that names a rank whose record differs from its own, and where."""
 
     def explained(self) -> contextlib.AbstractContextManager[None]:
         """What fails inside because another rank is not there any more becomes an `OtherRankError`."""
         return contextlib.nullcontext()
 
     def tell(self, word: str) -> None:
-        """On the first rank: the others may go on, with this word."""
+        """On rank 0: the others may go on, with this word."""
 
     def told(self) -> str:
-        """On the others: wait for the next word of the first rank, however long it takes."""
+        """On the others: wait for the next word of rank 0, however long it takes."""
         raise AssertionError("one process has nobody to wait for")
 
 

@@ -111,7 +111,7 @@ def reshard(objective: NextTokenLoss) -> None:
 
 
 def gather_weights(model: GPTModel) -> None:
-    """Give the first rank, which saves the model, the rows of this one."""
+    """Give rank 0, which saves the model, the rows of this one."""
     for _ in whole_weights(model, whole):
         pass
 

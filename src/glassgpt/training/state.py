@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 def save_checkpoint(run: Path, trainee: Trainee, tokenizer: Tokenizer, state: RunState, ranks: Ranks = ALONE) -> Path:
     """Write `run/checkpoints/step-N` for `state.step` = N, then delete older ones, but for the newest that are whole.
 
-    `KEEP` whole ones stay, and the one that the run would go back to (see `guard`). The directory is written under
+    `KEEP` whole ones stay, and the one that the run would roll back to (see `guard`). The directory is written under
     another name, flushed and renamed: a kill at any moment, or a full disk (`OSError`), leaves the older ones
     untouched. Later ones than N, which a resumed run found damaged, stay until the run has passed them.
 
@@ -92,7 +92,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def discard_after(run: Path, step: int) -> None:
-    """Delete the checkpoints after `step`, newest first: a run that goes back to it leaves no other course behind.
+    """Delete the checkpoints after `step`, newest first: a run that rolls back to it leaves no other course behind.
 
     After a kill in between, those that are left are still of one course.
     """
