@@ -27,8 +27,8 @@ from glassgpt.cli import main
 from glassgpt.cli import parser as _parser
 
 COMMANDS = (
-    "demo", "train", "plan", "prepare", "compare", "sweep", "generate", "chat", "evaluate", "explain", "bench",
-    "download", "import", "export", "quantize",
+    "demo", "train", "plan", "prepare", "compare", "sweep", "generate", "chat", "serve", "evaluate", "explain",
+    "bench", "download", "import", "export", "quantize",
 )  # fmt: skip
 SOURCE = Path(glassgpt.__file__).parents[1]
 SHAPE: dict[str, Any] = dict(vocab_size=257, context_length=16, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.0)
