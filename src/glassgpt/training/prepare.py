@@ -16,7 +16,7 @@ import torch
 from glassgpt.checkpoint import fingerprint
 from glassgpt.config import GPTConfig
 from glassgpt.data.baselines import corpus_baselines
-from glassgpt.data.corpus import Document, default_corpus, read_corpus, split_documents
+from glassgpt.data.corpus import Document, default_corpus, files_at, read_corpus, split_documents
 from glassgpt.data.loader import BatchLoader
 from glassgpt.data.sources import Source, TrainingSide, ValidationSide, open_sources, sources_of, write_sources
 from glassgpt.data.tokens import write_tokens
@@ -116,6 +116,8 @@ def _data(
         return _repeated_data(request, request.like, start, run, settings, choices)
     if (sources := sources_of(request.texts)) is not None:
         return _prepared_data(sources, request, start, run, settings, choices, progress)
+    for text in request.texts:
+        files_at(Path(text))  # one that is missing is told first
     progress.message("reading the text" if request.texts else "reading Python's own manual")
     documents = _read(request, run.parent, progress)
     n_bytes = sum(document.n_bytes for document in documents)

@@ -92,8 +92,8 @@ class Request:
             check_torch()
             if not self.agents:
                 raise ValueError(
-                    "fsdp spreads the model over several processes, and this is one: start it with `torchrun "
-                    "--nproc-per-node N -m glassgpt train ...`, or leave it out"
+                    "fsdp spreads the model over several processes, and this is one: start it with torchrun, as "
+                    "docs/distributed.md shows, or leave it out"
                 )
         check_dtype(settings.dtype, device)
         check_tokenizer(self.tokenizer)
