@@ -22,8 +22,8 @@ def heap_kept() -> Iterator[None]:
     glibc's defaults again (its adaptive threshold stays off), and what is free goes back. Does
     nothing where there is no glibc.
     """
-    library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
+    library = _library()
+    if library is None:
         yield
         return
     for option, value in _KEPT.items():
@@ -31,6 +31,23 @@ def heap_kept() -> Iterator[None]:
     try:
         yield
     finally:
+        give_back()
+
+
+def give_back() -> None:
+    """What is free goes back to the system, now and from now on, also within `heap_kept`.
+
+    For a sharded model, whose weights come and go: glibc before 2.38 does not use aligned blocks again, and its heap
+    would grow by each block of the model that was gathered.
+    """
+    library = _library()
+    if library is not None:
         for option, value in _USUAL.items():
             library.mallopt(option, value)
         library.malloc_trim(0)
+
+
+def _library() -> Any:
+    """The C library, where it is glibc."""
+    library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None

@@ -26,7 +26,7 @@ from glassgpt.weights.families.config_json import from_config_json
 from glassgpt.weights.families.gpt2_names import from_gpt2_names
 
 _OLDEST = (2, 13)  # PyTorch, as tested
-_IN_FILE = 2**26  # numbers of all ranks together in one file of each: DCP holds a file in memory twice
+_IN_FILE = 2**24  # numbers of a rank in one file, which DCP holds in memory twice more
 
 
 def check_torch(version: str = torch.__version__) -> None:
@@ -173,7 +173,7 @@ def save_tensors(tensors: dict[str, Tensor], directory: Path) -> None:
 
     files, total = {}, 0
     for name, tensor in tensors.items():
-        files[name] = 1 + total // _IN_FILE
+        files[name] = 1 + total // (_IN_FILE * dist.get_world_size())
         total += tensor.numel()
     if tensors:
         writer = HuggingFaceStorageWriter(str(directory), files, save_distributed=True)

@@ -24,6 +24,7 @@ from glassgpt.files import replacing, sync
 from glassgpt.json_file import read_json
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.build import Trainee, ready
+from glassgpt.training.heap import give_back
 from glassgpt.training.ranks import ALONE, Ranks
 from glassgpt.training.records import RunState
 from glassgpt.training.settings import Settings
@@ -138,6 +139,7 @@ def _read(path: Path) -> tuple[RunState | None, str | None]:
 def restore(path: Path, settings: Settings, device: torch.device, ranks: Ranks = ALONE) -> Trainee:
     """Model and optimizers as they were when the checkpoint was saved, by whatever number of ranks."""
     if settings.fsdp and ranks.world_size > 1:
+        give_back()
         with ranks.explained():
             trainee = ready(model_of(path), settings, functools.partial(shard, checkpoint=path, device=device))
             _restore_optimizers(trainee, path / _STATE)
