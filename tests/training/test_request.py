@@ -63,6 +63,7 @@ def test_heads_that_were_asked_for_are_not_changed() -> None:
         (dict(tokenizer="no/such/place"), "tokenizer 'no/such/place' must be one of bpe, gpt2, char, byte, or a dir"),
         (dict(settings={"freeze": ["norms"]}), "freeze 'norms' is not a role of parameters: "),
         (dict(settings={"freeze": "embeding"}), "freeze 'embeding' is not a role .* did you mean 'embedding'"),
+        (dict(settings={"fsdp": True, "compile": True}), "compile cannot be had with fsdp, .* leave one out"),
         (dict(minutes=1.0, settings={"steps": 2}), "minutes and steps exclude each other"),
     ],
 )

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from glassgpt.config import GPTConfig
 from glassgpt.language_model import seeded
 from glassgpt.model import GPTModel
+from glassgpt.training.compiled import CompiledOrPlain
 from glassgpt.training.layers import use_quick_layers
 from glassgpt.training.objective import NextTokenLoss
 from glassgpt.training.optimizer import build_optimizers
@@ -60,6 +61,8 @@ def ready(model: GPTModel, settings: Settings, transform: Callable[[NextTokenLos
             setattr(block, "forward", functools.partial(checkpoint, block.forward, use_reentrant=False))  # noqa: B010
     objective = NextTokenLoss(model.train())
     transform(objective)
+    if settings.compile:
+        objective.hidden = CompiledOrPlain(objective.hidden)
     return Trainee(model, objective, build_optimizers(model, settings))
 
 

@@ -90,7 +90,7 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: i
     x = matrices.to(dtype)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     if dtype == torch.float32 and x.shape[1] * 2 <= x.shape[2]:
-        return _factor(x @ x.mT, steps, a, b, c) @ x
+        return (_factor(x @ x.mT, steps, a, b, c) @ x).to(matrices.dtype)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

@@ -39,6 +39,7 @@ _ON_DEMAND = frozenset(
     {
         *("micro_batch_size", "learning_rate", "muon_learning_rate", "beta1", "muon_momentum", "weight_decay"),
         *("warmup_steps", "decay", "final_rate", "grad_clip", "dtype", "seed", "keep", "activation_checkpointing"),
+        "compile",
     }
 )
 # How choices begin that tell what the run was to be when it began; a resume says itself how far it goes

@@ -126,6 +126,11 @@ class Settings(Options):
         "under torchrun, each rank holds a part of weights, gradients and optimizer state, and the others send it the "
         "rest while it is needed: less memory, more traffic, the same numbers",
     )
+    compile: bool = option(
+        False,
+        "compile the model by torch.compile, which needs a C++ compiler on a CPU: a wait of 15 seconds or more, for "
+        "faster steps (docs/recipes.md); where it fails the run goes on without it",
+    )
     dtype: str = option("auto", "number type of matrix products; weights are float32 always", choices=DTYPE_NAMES)
     seed: int = option(
         1,
