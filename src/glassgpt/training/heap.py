@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-_USUAL = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_USUAL = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
 _KEPT = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_MAX: 0}
 
 
@@ -18,7 +18,7 @@ def heap_kept() -> Iterator[None]:
     """Within it, what PyTorch frees on a CPU is used again instead of going back to the system.
 
     glibc gives large blocks back one by one, and the system hands out the next ones page by page, each filled with
-    zeros: a third of a training step at 6 layers x 384, a fifth at 124M parameters. Afterwards both limits are
+    zeros: a third of a training step at 6 layers x 384, a fifth at 124M parameters. Afterwards all limits are
     glibc's defaults again (its adaptive threshold stays off), and what is free goes back. Does
     nothing where there is no glibc.
     """

@@ -91,7 +91,8 @@ class RankWatch:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join(2 * BEAT)
+        # it may be waiting for the store, and a thread that comes back while Python ends aborts the process
+        self._thread.join(30 * BEAT)
 
     def check(self) -> None:
         """`OtherRankError` where a rank is known to have failed or to be lost."""
