@@ -153,6 +153,15 @@ def test_adamw_on_four_ranks_which_hold_a_quarter_each(tmp_path: Path, shared_te
 RUNS = ("alone", "sharded")
 
 
+@pytest.mark.slow
+def test_dropout_is_that_of_ranks_with_whole_models(tmp_path: Path, shared_text: Path, launch: Launch) -> None:
+    options = ("train", shared_text, *OPTIONS, "--steps", "8", "--dropout", "0.3", "--freeze", "embedding")
+    for name, extra in (("whole", ()), ("sharded", ("--fsdp",))):
+        done = launch(2, *options, *extra, "--out", tmp_path / name)
+        assert done.finished, done
+    assert_same_losses(tmp_path / "whole", tmp_path / "sharded")
+
+
 def test_whole_matrices_go_round(launch: Launch) -> None:
     done = launch(3, "--version", code=ON_WHOLE)
     assert done.finished, done

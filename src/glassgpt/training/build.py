@@ -45,16 +45,22 @@ def build(config: GPTConfig, settings: Settings, device: torch.device, start: GP
     return ready(model.to(device), settings)
 
 
-def ready(model: GPTModel, settings: Settings, transform: Callable[[NextTokenLoss], None] = lambda _: None) -> Trainee:
+def ready(
+    model: GPTModel,
+    settings: Settings,
+    *,
+    device: torch.device | None = None,
+    transform: Callable[[NextTokenLoss], None] = lambda _: None,
+) -> Trainee:
     """A model with weights, from wherever they are, in `train` mode and with new optimizers.
 
     Parameters whose role is in `settings.freeze` keep their values: they get neither gradient nor optimizer.
-    `transform` may put others in their place, as sharding does, before there are optimizers.
+    `transform` may put others in their place, as sharding does, on another `device`, before there are optimizers.
     """
     roles = model.parameter_roles()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(roles[name] not in settings.freeze)
-    if model.device.type == "cpu":
+    if (device or model.device).type == "cpu":
         use_quick_layers(model)
     if settings.activation_checkpointing:
         for block in model.trf_blocks:

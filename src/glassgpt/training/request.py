@@ -88,8 +88,6 @@ class Request:
         settings = Settings.from_dict(self.settings)
         if settings.wandb:
             require("wandb")
-        if settings.fsdp and settings.compile:
-            raise ValueError("compile cannot be had with fsdp, which gathers the weights block by block: leave one out")
         if settings.fsdp:
             check_torch()
             if not self.agents:

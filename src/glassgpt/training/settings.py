@@ -186,6 +186,8 @@ class Settings(Options):
         for name, factor in (("spike_loss", self.spike_loss), ("spike_norm", self.spike_norm)):
             if 0 < factor <= 1:
                 raise ValueError(f"{name} {factor:g} would skip every other step: take more than 1, or 0 for never")
+        if self.fsdp and self.compile:
+            raise ValueError("compile cannot be had with fsdp, which gathers the weights block by block: leave one out")
         for role in self.freeze:
             if role not in ROLES:
                 raise ValueError(f"freeze {role!r} is not a role of parameters: {nearest(role, ROLES)}")

@@ -141,7 +141,8 @@ def restore(path: Path, settings: Settings, device: torch.device, ranks: Ranks =
     if settings.fsdp and ranks.world_size > 1:
         give_back()
         with ranks.explained():
-            trainee = ready(model_of(path), settings, functools.partial(shard, checkpoint=path, device=device))
+            place_parts = functools.partial(shard, checkpoint=path, device=device)
+            trainee = ready(model_of(path), settings, device=device, transform=place_parts)
             _restore_optimizers(trainee, path / _STATE)
     else:
         trainee = ready(load_model(path, device=device)[0], settings)
