@@ -114,6 +114,17 @@ def test_of_several_shapes_the_largest_that_fits_is_tried(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("seconds_of_a_step", "name"), [(0.55, "large"), (0.65, "small")])
+def test_a_larger_shape_must_get_enough_steps_in_the_time(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, seconds_of_a_step: float, name: str
+) -> None:
+    monkeypatch.setattr(Request, "shapes", lambda *_: [("large", CONFIG.replace(n_layers=3)), ("small", CONFIG)])
+    monkeypatch.setattr("glassgpt.training.plan.measure_speed", lambda *_: Speed(seconds_of_a_step, 0.0001))
+    settings = {name: value for name, value in SETTINGS.items() if name != "steps"}
+    found = look_ahead(text, tmp_path / "run", {"shape": None, "minutes": 10, "settings": settings})
+    assert any(line.startswith(f"shape: {name}, for ") for line in found.choices), found.choices
+
+
 def test_a_text_in_the_directory_of_the_run_is_refused_as_in_train(tmp_path: Path, text: Path) -> None:
     with pytest.raises(ValueError, match="lies in"):
         look_ahead(text, tmp_path)

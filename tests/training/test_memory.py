@@ -21,6 +21,14 @@ CONFIG = GPTConfig(vocab_size=300, context_length=32, emb_dim=32, n_heads=2, n_l
 WEIGHTS = 4 * CONFIG.n_parameters()
 
 
+@pytest.fixture(autouse=True)
+def resident(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What the process has each time it is asked, and then nothing: it has much more than these models."""
+    told: list[int] = []
+    monkeypatch.setattr("glassgpt.training.memory.resident_memory", lambda: told.pop(0) if told else 0)
+    return told
+
+
 def settings(optimizer: str = "adamw", **options: object) -> Settings:
     return Settings.from_dict({"optimizer": optimizer, "dtype": "float32", "batch_size": 8, **options}).with_rates()
 
@@ -64,6 +72,16 @@ def test_rows_that_are_not_the_whole_batch_meet_gradients_that_are_there() -> No
     assert max(part.parts.values()) < part.at_once < sum(part.parts.values())
 
 
+def test_what_the_process_had_before_and_what_is_kept_of_freed_memory_count(resident: list[int]) -> None:
+    quiet = count_memory(CONFIG, settings(), CPU, 1)[1]
+    began, kept = 10**7, 5 * 10**7
+    resident += [began, kept]
+    found = count_memory(CONFIG, settings(), CPU, 1)[1]
+    assert found.parts == quiet.parts and quiet.process == 0
+    assert 0 < began - found.process < 5 * WEIGHTS  # less what the model takes by then
+    assert found.total == kept
+
+
 def test_checkpointed_activations_are_fewer() -> None:
     plain, less = (
         count_memory(CONFIG.replace(n_layers=6), settings(activation_checkpointing=each), CPU, 2)[2].parts
@@ -96,7 +114,6 @@ def test_counting_ends_where_the_next_step_would_not_fit(monkeypatch: pytest.Mon
     assert list(whole) == [1, 2, 4, 8]
     # one byte less than what 4 rows take by the line through 1 and 2
     room = extrapolated({n: whole[n] for n in (1, 2)}, 4).at_once - 1
-    monkeypatch.setattr("glassgpt.training.memory.resident_memory", lambda: 0)
     monkeypatch.setattr("glassgpt.training.memory.available_memory", lambda: room)
     assert list(count_memory(CONFIG, settings(), CPU, 8)) == [1, 2]
 

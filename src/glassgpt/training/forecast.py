@@ -17,6 +17,7 @@ from glassgpt.training.measure import Speed, measure_speed, run_seconds
 from glassgpt.training.memory import Memory, available_on, count_memory, extrapolated, least_memory, least_parts
 from glassgpt.training.number_type import product_rate
 from glassgpt.training.plan import planned
+from glassgpt.training.plot import figure_of
 from glassgpt.training.prepare import check_texts, gathered_apart
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared
@@ -133,6 +134,7 @@ def forecast(
     `prepare` raises.
     """
     check_texts(request, out)
+    figure_of(1, 1)  # a run draws: what that loads is part of its memory
     with heap_kept(), gathered_apart(request, device, progress) as (gathered, shapes, _):
         room = available_on(device)
         config = shapes[0][1]

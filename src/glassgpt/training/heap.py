@@ -44,6 +44,12 @@ def give_back() -> None:
     if library is not None:
         for option, value in _USUAL.items():
             library.mallopt(option, value)
+    trim()
+
+
+def trim() -> None:
+    """What is free now goes back to the system."""
+    if (library := _library()) is not None:
         library.malloc_trim(0)
 
 

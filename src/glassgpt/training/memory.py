@@ -21,6 +21,7 @@ from glassgpt.cores import available_memory, resident_memory
 from glassgpt.device import DTYPES
 from glassgpt.language_model import seeded
 from glassgpt.training.build import Trainee, build
+from glassgpt.training.heap import trim
 from glassgpt.training.settings import Settings
 from glassgpt.training.step import take_step
 
@@ -38,7 +39,8 @@ class Memory:
     """The most that is in use at any time for weights, gradients, optimizer state, activations (what the blocks keep
     or work with, both ways), loss (the output head and its gradient), update (what the optimizer works with)."""
     at_once: int
-    """The most of all parts together: less than their sum, for not all are there at one time."""
+    """The most of all parts together, of which not all are there at one time; on a CPU with what is kept of freed
+    memory."""
     process: int
     """Python, PyTorch and what was loaded before the model; 0 on a GPU, or where the system does not say."""
 
@@ -89,7 +91,7 @@ def count_memory(
     """The memory of training steps of 1, 2, 4 ... rows up to `rows`, counted on a model that is thrown away.
 
     From two rows on it ends before a step that would take longer than `seconds`, or might not fit: see `extrapolated`.
-    What kernels take for themselves while they run is not seen, nor what the C library keeps of freed memory.
+    What kernels take for themselves while they run is not seen.
     """
     most = available_on(device)
     found: dict[int, Memory] = {}
@@ -125,14 +127,19 @@ class CountedSteps:
         self._tensors = _Tensors(self.trainee)
         self._take(1, 1, min(_FIRST_TOKENS, self._length))
         self._tensors.mark(STATE, self._states())
+        trim()
         resident = 0 if device.type == "cuda" else resident_memory() or 0
         self._process = max(0, resident - self._tensors.now)  # with what the first step has loaded
 
     def step(self, rows: int) -> Memory:
         """The memory of a step that computes so many rows at once, and where they are not all of the batch, again."""
+        trim()
         self._tensors.begin()
         self._take(min(2, self._settings.batch_size // rows), rows, self._length)
-        return Memory(self._tensors.most, self._tensors.at_once, self._process)
+        at_once = self._tensors.at_once
+        if self.trainee.model.device.type == "cpu":  # what was freed meanwhile is kept (see `heap`), with holes in it
+            at_once = max(at_once, (resident_memory() or 0) - self._process)
+        return Memory(self._tensors.most, at_once, self._process)
 
     def _take(self, passes: int, rows: int, tokens: int) -> None:
         ids = torch.zeros(passes * rows, tokens, dtype=torch.int64)  # which ids they are makes no difference

@@ -19,7 +19,8 @@ from glassgpt.training.request import Request
 from glassgpt.training.settings import AUTO, Settings
 
 DEFAULT_MINUTES = 5.0
-ENOUGH_STEPS = 400  # fewer teach a larger model less than a smaller one learns in the same time
+ENOUGH_STEPS = 1000
+"""Fewer teach a larger model less than a smaller one learns in the same time: see docs/small_texts.md."""
 
 
 def fitting(
