@@ -62,7 +62,7 @@ def ready(model: GPTModel, settings: Settings, transform: Callable[[NextTokenLos
     objective = NextTokenLoss(model.train())
     transform(objective)
     if settings.compile:
-        objective.hidden = CompiledOrPlain(objective.hidden)
+        objective.compiled = CompiledOrPlain(model.hidden)
     return Trainee(model, objective, build_optimizers(model, settings))
 
 
