@@ -35,7 +35,7 @@ def main() -> int:
     for dtype in ("float32", "bfloat16"):
         with tempfile.TemporaryDirectory() as folder:
             run, start = Path(folder) / "run", time.perf_counter()
-            train(
+            result = train(
                 [given.text],
                 run,
                 shape=given.shape,
@@ -49,6 +49,8 @@ def main() -> int:
                 keep="last",
                 sample_tokens=0,
             )
+            if not result.finished:
+                sys.exit("stopped")
             seconds = time.perf_counter() - start
             model, tokenizer = load_model(run)
             losses.append(evaluate_run(model, tokenizer, run).loss)

@@ -68,7 +68,7 @@ def ready(
     objective = NextTokenLoss(model.train())
     transform(objective)
     if settings.compile:
-        objective.hidden = CompiledOrPlain(objective.hidden)
+        objective.compiled = CompiledOrPlain(model.hidden)
     return Trainee(model, objective, build_optimizers(model, settings))
 
 

@@ -121,7 +121,7 @@ class CountedSteps:
     """A model that is trained on nothing, to see what memory that takes."""
 
     def __init__(self, config: GPTConfig, settings: Settings, device: torch.device) -> None:
-        self.trainee = build(config, settings, device)
+        self.trainee = build(config, dataclasses.replace(settings, compile=False), device)
         self._settings = settings.resolved(1000)
         self._length = config.context_length
         self._tensors = _Tensors(self.trainee)

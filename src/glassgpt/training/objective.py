@@ -16,14 +16,14 @@ class NextTokenLoss(nn.Module):
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
         self.model = model
-        self.hidden: Callable[[Tensor], Tensor] = model.hidden
-        """What computes `model.hidden`: the same function compiled takes its place."""
+        self.compiled: Callable[[Tensor], Tensor] | None = None
+        """What to call in place of `model.hidden`."""
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """From (B, T) ids and targets: the sum over all targets in nats, and how many there are.
 
         A sum and a count, because a mean over rows, micro-batches or processes must weigh each target alike.
         """
-        hidden = self.hidden(inputs).flatten(0, 1)  # (B T, d)
+        hidden = (self.compiled or self.model.hidden)(inputs).flatten(0, 1)  # (B T, d)
         targets = targets.flatten()
         return linear_cross_entropy(hidden, self.model.out_head.weight, targets), (targets != IGNORE).sum()
