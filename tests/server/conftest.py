@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,6 @@ import pytest
 from running import CONTEXT, Gate, Load, Running, serving
 
 from glassgpt import GPTModel, Tokenizer, save_model
-from glassgpt.generation.cpu.load import load_decoder
 from glassgpt.server.engine import Engine
 
 
@@ -35,9 +35,10 @@ def load_tiny(
             seed, vocab_size=letters.n_vocab, context_length=context_length, emb_dim=32, n_heads=2, n_layers=2
         )
         save_model(model, letters, path)
+        load_module = importlib.import_module("glassgpt.generation.cpu.load")  # another test may have removed it
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("glassgpt.generation.cpu.load.CPUDecoder", Gate)
-            decoder, tokenizer = load_decoder(path, threads=1)
+            patch.setattr(load_module, "CPUDecoder", Gate)
+            decoder, tokenizer = load_module.load_decoder(path, threads=1)
         assert isinstance(decoder, Gate)
         return path, decoder, tokenizer
 

@@ -40,5 +40,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory, shared_text: Path) -> Path:
     """The run of one process, with `launching.OPTIONS`."""
     out = tmp_path_factory.mktemp("alone") / "run"
     settings = dict(steps=50, eval_every=20, eval_batches=3, sample_tokens=0, seed=5, dtype="float32", batch_size=8)
+    settings |= dict(learning_rate=0.002, muon_learning_rate=0.01)
     train([shared_text], out, shape="nano", tokenizer="byte", config={"drop_rate": 0.0}, threads=1, **settings)  # type: ignore[arg-type]
     return out

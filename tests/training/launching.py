@@ -20,6 +20,12 @@ from glassgpt.training.log import read_log
 STEPS = 50
 OPTIONS = ("--shape", "nano", "--tokenizer", "byte", "--steps", str(STEPS), "--eval-every", "20", "--eval-batches", "3")
 OPTIONS += ("--sample-tokens", "0", "--seed", "5", "--dtype", "float32", "--batch-size", "8", "--dropout", "0")
+OPTIONS += (
+    "--learning-rate",
+    "0.002",
+    "--muon-learning-rate",
+    "0.01",
+)  # higher ones magnify rounding from step to step
 QUICK = """
 from glassgpt.training import rank_watch
 rank_watch.BEAT = 0.4

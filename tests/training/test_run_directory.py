@@ -222,6 +222,9 @@ def test_what_a_kill_left_goes_at_the_next_start(tmp_path: Path, text: Path) -> 
     (out / ".run.json.4711-1.tmp").write_text("{")
     (out / NEXT / "data").mkdir(parents=True)
     (out / NEXT / "data" / "train.npy").write_bytes(b"half")
+    left = out / NEXT / "checkpoints" / ".step-00000000.0123abcd.glassgpt-tmp" / ".model.0123abcd.glassgpt-tmp"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
     (out / ".mine.tmp").write_text("not a name that we give")
     train(out=out, resume=True)
     assert files(out) == before | {".mine.tmp": b"not a name that we give"}

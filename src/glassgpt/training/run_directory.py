@@ -91,8 +91,9 @@ def promote(out: Path) -> None:
 def discard_next(out: Path) -> None:
     """Under the lock: delete a run that never became whole."""
     if (out / NEXT).is_dir():
+        for directory in (out / NEXT, out / NEXT / "data", out / NEXT / "checkpoints"):
+            remove_leftovers(directory)
         _delete_run(out / NEXT)
-        remove_leftovers(out / NEXT)
         (out / NEXT).rmdir()
 
 

@@ -283,6 +283,7 @@ class SettingsKeywords(TypedDict, total=False):
     rollbacks: int
     activation_checkpointing: bool
     fsdp: bool
+    compile: bool
     dtype: str
     seed: int
     eval_every: int | None
