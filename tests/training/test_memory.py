@@ -13,7 +13,7 @@ import torch
 from glassgpt import GPTConfig
 from glassgpt import cores as cores_module
 from glassgpt.cores import available_memory, resident_memory
-from glassgpt.training.memory import Memory, count_memory, counting, extrapolated, least_memory
+from glassgpt.training.memory import CountedSteps, Memory, count_memory, extrapolated, least_memory
 from glassgpt.training.settings import Settings
 
 CPU = torch.device("cpu")
@@ -52,13 +52,13 @@ def test_activations_grow_with_the_rows_and_are_no_less_than_what_autograd_keeps
         kept.add((tensor.untyped_storage()._cdata, tensor.untyped_storage().nbytes()))
         return tensor
 
-    with counting(CONFIG, settings(), CPU) as counted:
-        one, four, eight = (counted.step(n).parts["activations"] for n in (1, 4, 8))
-        parameters = {p.untyped_storage()._cdata for p in counted.trainee.model.parameters()}
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            hidden = counted.trainee.model.hidden(torch.zeros(4, 32, dtype=torch.int64))
-        saved = sum(size for key, size in kept if key not in parameters)
-        del hidden
+    counted = CountedSteps(CONFIG, settings(), CPU)
+    one, four, eight = (counted.step(n).parts["activations"] for n in (1, 4, 8))
+    parameters = {p.untyped_storage()._cdata for p in counted.trainee.model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        hidden = counted.trainee.model.hidden(torch.zeros(4, 32, dtype=torch.int64))
+    saved = sum(size for key, size in kept if key not in parameters)
+    del hidden
     assert saved <= four < 3 * saved
     assert eight - four == pytest.approx(4 / 3 * (four - one), rel=0.05)
 
@@ -92,9 +92,10 @@ def test_checkpointed_activations_are_fewer() -> None:
 
 
 def test_nothing_of_it_stays() -> None:
-    with counting(CONFIG, settings(), CPU) as counted:
-        counted.step(1)
-        model = weakref.ref(counted.trainee.model)
+    counted = CountedSteps(CONFIG, settings(), CPU)
+    counted.step(1)
+    model = weakref.ref(counted.trainee.model)
+    del counted
     gc.collect()
     assert model() is None
 

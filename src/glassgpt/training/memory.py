@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import time
 import weakref
 from collections import Counter
@@ -95,8 +93,8 @@ def count_memory(
     """
     most = available_on(device)
     found: dict[int, Memory] = {}
-    with seeded(), counting(config, settings, device) as counted:
-        n = 1
+    with seeded():
+        counted, n = CountedSteps(config, settings, device), 1
         while True:
             began = time.perf_counter()
             found[n] = counted.step(n)
@@ -107,22 +105,13 @@ def count_memory(
                 return found
 
 
-@contextlib.contextmanager
-def counting(config: GPTConfig, settings: Settings, device: torch.device) -> Iterator[CountedSteps]:
-    """A new model whose steps are counted, let go afterwards."""
-    counted = CountedSteps(config, settings, device)
-    try:
-        yield counted
-    finally:
-        counted.close()
-
-
 class CountedSteps:
     """A model that is trained on nothing, to see what memory that takes."""
 
     def __init__(self, config: GPTConfig, settings: Settings, device: torch.device) -> None:
-        self.trainee = build(config, dataclasses.replace(settings, compile=False), device)
-        self._settings = settings.resolved(1000)
+        # compiled code is no sequence of operations that could be watched
+        self._settings = dataclasses.replace(settings.resolved(1000), compile=False)
+        self.trainee = build(config, self._settings, device)
         self._length = config.context_length
         self._tensors = _Tensors(self.trainee)
         self._take(1, 1, min(_FIRST_TOKENS, self._length))
@@ -153,11 +142,6 @@ class CountedSteps:
             for state in optimizer.state.values():
                 yield from (value for value in state.values() if isinstance(value, Tensor))
 
-    def close(self) -> None:
-        """Let go of the model, which would stay for a while as part of a circle."""
-        self._tensors.close()
-        del self.trainee
-
 
 class _Tensors(TorchDispatchMode):
     """Inside, each new tensor's memory is counted until it is freed, by what was going on when it came."""
@@ -167,30 +151,27 @@ class _Tensors(TorchDispatchMode):
         self._kinds: dict[int, tuple[str, int]] = {}  # of what is in use: what for, and its bytes
         self._now: Counter[str] = Counter()
         self._phase = ACTIVATIONS
-        self._handles: list[Any] = []
         self.begin()
         self._watch(trainee)
         self.mark(WEIGHTS, [*trainee.model.parameters(), *trainee.model.buffers()])
 
     def _watch(self, trainee: Trainee) -> None:
         """Hear where in the step each tensor comes from."""
-        self._model, hidden = trainee.model, trainee.model.hidden
+        hidden = trainee.model.hidden
 
-        @functools.wraps(hidden)
-        def watched(*args: Any, **options: Any) -> Tensor:
-            result = hidden(*args, **options)
+        def watched(ids: Tensor) -> Tensor:
+            result = hidden(ids)
             self._phase = LOSS  # what follows in the objective
             return result
 
-        setattr(trainee.model, "hidden", watched)  # noqa: B010 - a method is no attribute for type checkers
-        self._handles.append(trainee.objective.register_forward_hook(lambda *_: self._go_on(ACTIVATIONS)))
+        trainee.objective.compiled = watched
+        trainee.objective.register_forward_hook(lambda *_: self._go_on(ACTIVATIONS))
         for parameter in trainee.model.parameters():
             if parameter.requires_grad:
-                mark = parameter.register_post_accumulate_grad_hook(lambda p: self.mark(GRADIENTS, [p.grad]))
-                self._handles.append(mark)
+                parameter.register_post_accumulate_grad_hook(lambda p: self.mark(GRADIENTS, [p.grad]))
         for optimizer in trainee.optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._go_on(UPDATE)))
-            self._handles.append(optimizer.register_step_post_hook(lambda *_: self._go_on(ACTIVATIONS)))
+            optimizer.register_step_pre_hook(lambda *_: self._go_on(UPDATE))
+            optimizer.register_step_post_hook(lambda *_: self._go_on(ACTIVATIONS))
 
     def _go_on(self, phase: str) -> None:
         self._phase = phase
@@ -242,10 +223,3 @@ class _Tensors(TorchDispatchMode):
     def _note(self, kind: str) -> None:
         self.most[kind] = max(self.most[kind], self._now[kind])
         self.at_once = max(self.at_once, self.now)
-
-    def close(self) -> None:
-        """Let go of the trainee."""
-        for handle in self._handles:
-            handle.remove()
-        del self._model.hidden
-        del self._model  # which holds what would let go of this

@@ -16,7 +16,7 @@ from glassgpt.device import DTYPES
 from glassgpt.language_model import seeded
 from glassgpt.measured import recall, remember, this_machine
 from glassgpt.training.build import Trainee
-from glassgpt.training.memory import Memory, available_on, counting, extrapolated
+from glassgpt.training.memory import CountedSteps, Memory, available_on, extrapolated
 from glassgpt.training.settings import Settings
 from glassgpt.training.step import accumulate_gradients
 
@@ -88,7 +88,8 @@ def _measure(
     began = time.perf_counter()
     tried: dict[int, _Tried] = {}
     memory: dict[int, Memory] = {}
-    with seeded(), counting(config, settings, device) as counted:
+    with seeded():
+        counted = CountedSteps(config, settings, device)
         for n in (n for n in range(1, rows + 1) if rows % n == 0):
             if len(memory) > 1 and not _fits(need := extrapolated(memory, n).total, room):
                 return tried, f"; {n} would take {need / 1e9:.2g} GB, of which {(room or 0) / 1e9:.2g} are there"
