@@ -40,7 +40,7 @@ import httpx
 
 MAX_ROWS, MAX_QUEUE = 8, 16
 CANCEL_SECONDS = 0.2
-MEMORY_MIB = 64
+MEMORY_MIB = 128
 """More than the server's memory may grow from one time of rest to the next: buffers of any size were made by then, or
 nearly, but the allocator keeps some of them and gives others back.
 """
