@@ -114,6 +114,7 @@ def test_no_message_names_an_option_that_does_not_exist() -> None:
         "--mib",
         "--kill",
         "--kills",
+        "--recipe",
         "--array",
         "--dependency",
     }
