@@ -13,6 +13,8 @@ OPTIONS = ["--tokenizer", "byte", "--shape", "nano", "--dtype", "float32", "--th
 @pytest.fixture
 def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("glassgpt.training.forecast._PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("glassgpt.training.number_type._RATE_SECONDS", 0.05)
     path = tmp_path / "a.txt"
     path.write_text("".join(f"This is line number {n} of a text.\n" for n in range(300)), encoding="utf-8")
     return path

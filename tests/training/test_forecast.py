@@ -29,6 +29,13 @@ CONFIG = GPTConfig(vocab_size=257, context_length=16, emb_dim=16, n_heads=2, n_l
 SETTINGS: dict[str, Any] = dict(steps=20, batch_size=4, eval_every=5, eval_batches=2, sample_tokens=0, dtype="float32")
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A speed for which nobody waits."""
+    monkeypatch.setattr(forecast, "_PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("glassgpt.training.number_type._RATE_SECONDS", 0.05)
+
+
 def look_ahead(text: Path, out: Path, request: dict[str, Any] | None = None, **options: Any) -> forecast.Forecast:
     given = dict(texts=[text], shape=CONFIG, tokenizer="byte", settings=SETTINGS) | (request or {})
     return forecast.forecast(Request(**given), out, CPU, Progress(), **options)

@@ -17,6 +17,7 @@ _MIN_WIDTH = 128  # below, most of a step is not in products
 _MOST_TOKENS = 512
 _RATE_WIDTH = 2048  # of the square matrices whose product tells a CPU's rate
 _GPU_RATE_WIDTH = 8192
+_RATE_SECONDS = 1.5
 _ENOUGH = 1.2
 """So many times as fast bfloat16 must be: it rounds, after all."""
 
@@ -57,7 +58,7 @@ def product_rate(dtype: str, device: torch.device) -> float:
     n = _RATE_WIDTH if device.type == "cpu" else _GPU_RATE_WIDTH
     x = torch.ones(n, n, dtype=DTYPES[dtype], device=device)
     times: list[float] = []
-    while len(times) < 3 or (len(times) < 20 and sum(times) < 1.5):
+    while len(times) < 3 or (len(times) < 20 and sum(times) < _RATE_SECONDS):
         start = time.perf_counter()
         float(torch.mm(x, x)[0, 0])  # read: a GPU is waited for
         times.append(time.perf_counter() - start)
