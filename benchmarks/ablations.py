@@ -9,6 +9,7 @@ file, from which the same command goes on. A markdown table ends it.
 """
 
 import argparse
+import hashlib
 import json
 import statistics
 import sys
@@ -108,10 +109,11 @@ class Ablations:
         return statistics.mean(run["loss"] for run in runs), min(run["step"] for run in runs)
 
     def _run(self, name: str, steps: int, seed: int) -> Mapping[str, float]:
-        key = f"{name}, {steps} steps, seed {seed}"
+        settings = self._settings(name) | dict(steps=steps, eval_every=steps, eval_batches=1, seed=seed)
+        settings["config"] = self._recipe["config"] | VARIANTS[name].get("config", {})
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        key = f"{name}, {steps} steps, seed {seed}, settings {digest}"  # of another recipe nothing is taken
         if key not in self._done:
-            settings = self._settings(name) | dict(steps=steps, eval_every=steps, eval_batches=1, seed=seed)
-            settings["config"] = self._recipe["config"] | VARIANTS[name].get("config", {})
             started = time.perf_counter()
             self._done[key] = measured(self._text, settings)
             print(f"{key}: {self._done[key]['loss']:.4f}, {time.perf_counter() - started:.0f} s", file=sys.stderr)
