@@ -72,7 +72,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=100, help="runs that are killed (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="decides the moments, but for what the clock adds")
-    parser.add_argument("--recipe", choices=RECIPES, help=f"only this one (default: all but {SHARDED!r})")
+    parser.add_argument("--recipe", choices=RECIPES, help="only this one (default: all in turn)")
     parser.add_argument(
         "--dir",
         type=Path,
@@ -84,8 +84,7 @@ def main() -> int:
     # imported by a first step, a first picture and a model that is sharded
     late = ["torch._dynamo", "matplotlib.backends.backend_agg", "torch.distributed.fsdp"]
     context.set_forkserver_preload(["glassgpt.training.train", "glassgpt.data.prepare.run", *late])
-    # sharded ranks go on from the same state, but where a tensor lies decides last bits of some of their sums
-    recipes = [arguments.recipe] if arguments.recipe else [name for name in RECIPES if name != SHARDED]
+    recipes = [arguments.recipe] if arguments.recipe else list(RECIPES)
     folder = Path(tempfile.mkdtemp(prefix="kills-", dir=arguments.dir))
     write_text(folder / "text.txt")
     source, different = random.Random(arguments.seed), 0
@@ -186,7 +185,9 @@ def work(recipe: str, folder: Path, kill_before: int, sender: Connection | None,
             prepare([text], folder / "data", tokenizer="byte", processes=2, shard_tokens=3000)
             text = folder / "data"
         if is_run(out):
-            train(out=out, resume=True)
+            train(
+                out=out, resume=True, threads=COMMON["threads"]
+            )  # several ranks do not take up what the run began with
         else:
             train([text], out, **{**COMMON, **RECIPES[recipe]})
     if sender is not None:
