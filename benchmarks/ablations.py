@@ -42,7 +42,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "Muon's rate 0.02 for 0.06": dict(muon_learning_rate=0.02),
     "Muon's momentum 0.95 for 0.85": dict(muon_momentum=0.95),
     "AdamW's rate 0.004 for 0.008": dict(learning_rate=0.004),
-    "AdamW's beta1 0.9 for 0.8": dict(beta1=0.9),
     "half a cosine to 5 % for a line to 0": dict(decay="cosine", final_rate=0.05),
     "no warmup": dict(warmup_steps=0),
     "PyTorch's initial weights for GPT-2's": dict(initial="pytorch"),

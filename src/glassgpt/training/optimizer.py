@@ -140,9 +140,7 @@ def build_optimizers(model: LanguageModel, settings: Settings) -> list[torch.opt
         groups.append(dict(params=by_role["inner"], weight_decay=decay))
     groups = [group for group in groups if group["params"]]
     if groups:
-        optimizers.append(
-            torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, 0.95), fused=True)
-        )
+        optimizers.append(torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True))
     if not optimizers:
         raise ValueError("no parameter of the model is trained: all are frozen")
     for optimizer in optimizers:

@@ -37,7 +37,7 @@ _CHANGEABLE = frozenset(
 # make losses before and after incomparable
 _ON_DEMAND = frozenset(
     {
-        *("micro_batch_size", "learning_rate", "muon_learning_rate", "beta1", "muon_momentum", "weight_decay"),
+        *("micro_batch_size", "learning_rate", "muon_learning_rate", "muon_momentum", "weight_decay"),
         *("warmup_steps", "decay", "final_rate", "grad_clip", "dtype", "seed", "keep", "activation_checkpointing"),
         "compile",
     }

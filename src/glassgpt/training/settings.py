@@ -67,14 +67,13 @@ class Settings(Options):
         above=0,
         derived=f"{MUON_LEARNING_RATE:g}, from weights as above",
     )
-    beta1: float = option(
-        0.9,
-        "part of AdamW's mean gradient that stays from step to step; a run of a few hundred steps wants less",
+    muon_momentum: float = option(
+        0.95,
+        "part of Muon's momentum that stays from step to step; a run of a few hundred steps wants less",
         unit="part",
         at_least=0,
         below=1,
     )
-    muon_momentum: float = option(0.95, "the same of Muon's", unit="part", at_least=0, below=1)
     freeze: tuple[str, ...] = option(
         (),
         f"parameters of this role stay as they are, may be given more than once: {', '.join(ROLES)}",
@@ -270,7 +269,6 @@ class SettingsKeywords(TypedDict, total=False):
     optimizer: str
     learning_rate: float | None
     muon_learning_rate: float | None
-    beta1: float
     muon_momentum: float
     freeze: tuple[str, ...]
     weight_decay: float
