@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,22 @@ def no_network() -> Iterator[None]:
         for name in resolvers:
             patch.setattr(socket, name, resolver(getattr(socket, name)))
         yield
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., subprocess.Popen[Any]]]:
+    """As `subprocess.Popen`, but a process ends with its test, whatever fails: nobody waits for one that goes on."""
+    processes: list[subprocess.Popen[Any]] = []
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[Any]:
+        processes.append(subprocess.Popen(*arguments, **options))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        with process:  # waits, and closes its pipes
+            pass
 
 
 @pytest.fixture(scope="session")

@@ -162,7 +162,9 @@ def test_a_full_disk_keeps_what_is_done(glass: Callable[..., Answer], tmp_path: 
 
 
 @pytest.mark.slow
-def test_kill_9_and_the_same_command_again(glass: Callable[..., Answer], tmp_path: Path) -> None:
+def test_kill_9_and_the_same_command_again(
+    glass: Callable[..., Answer], tmp_path: Path, started: Callable[..., subprocess.Popen[bytes]]
+) -> None:
     """Killed again and again as soon as something new is in the file: the records are those of an undisturbed run."""
     many = tmp_path / "many.txt"
     many.write_text("".join(f"prompt {n}\n" for n in range(200)), encoding="utf-8")
@@ -173,7 +175,7 @@ def test_kill_9_and_the_same_command_again(glass: Callable[..., Answer], tmp_pat
     command = [sys.executable, "-m", "glassgpt", "generate", *map(str, arguments), "--out", str(out)]
     kept = b""
     for _ in range(3):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = started(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and (not out.exists() or out.stat().st_size <= len(kept)):
             time.sleep(0.002)
         process.kill()

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,22 +123,22 @@ def test_the_first_token_is_asked_of_the_contender_itself() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT goes to a console's whole group there")
-def test_ctrl_c_leaves_a_table_and_no_process(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_table_and_no_process(tmp_path: Path, started: Callable[..., subprocess.Popen[str]]) -> None:
     torch.manual_seed(0)
     config = GPTConfig(vocab_size=257, context_length=32, emb_dim=24, n_heads=3, n_layers=2, drop_rate=0.0)
     save_model(GPTModel(config).eval(), Tokenizer.bytes_(), tmp_path / "model")
     command = [sys.executable, "-m", "glassgpt", "bench", str(tmp_path / "model"), "--work", "decode", "--rounds", "99"]
-    with subprocess.Popen(
+    process = started(
         [*command, "--only", "compiled", "--out", str(tmp_path / "out")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    ) as process:  # fmt: skip
-        assert process.stderr is not None and process.stdout is not None
-        for line in process.stderr:
-            if " of 396 turns" in line and " left " in line:
-                break
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if " of 396 turns" in line and " left " in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "stopped before all 99 were done" in out and "| compiled float32 " in out
     assert err.splitlines()[-1] == "glassgpt: interrupted: these are the results so far"

@@ -25,29 +25,27 @@ def model(tmp_path: Path, tiny_model: Callable[..., GPTModel]) -> Path:
     return tmp_path / "tiny"
 
 
-def test_what_is_served_where_how_fast_and_a_line_that_works(model: Path) -> None:
+def test_what_is_served_where_how_fast_and_a_line_that_works(
+    model: Path, started: Callable[..., subprocess.Popen[str]]
+) -> None:
     command = [sys.executable, "-W", "error", "-m", "glassgpt", "serve", str(model), f"again={model}", "--port", "0"]
     environment = {**os.environ, "GLASSGPT_API_KEY": "from the environment".replace(" ", "-")}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        lines = []
-        for line in process.stdout:
-            lines.append(line.rstrip())
-            if line.startswith("try: "):
-                break
-        assert lines[0].startswith("tiny: context 64, ") and "tokens/s for one text, chat as a plain" in lines[0]
-        assert lines[1].startswith("again: ")
-        assert lines[2].startswith("serving at http://127.0.0.1:") and "with a key" in lines[2]
-        words = shlex.split(
-            lines[3].removeprefix("try: ").replace("$GLASSGPT_API_KEY", environment["GLASSGPT_API_KEY"])
-        )
-        answer = subprocess.run([*words, "-sS"], capture_output=True, text=True, check=True)
-        assert json.loads(answer.stdout)["choices"][0]["text"]
-        process.send_signal(signal.SIGTERM)
-        log = process.stderr.read()
-        assert process.wait(60) == 0
+    process = started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None and process.stderr is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line.rstrip())
+        if line.startswith("try: "):
+            break
+    assert lines[0].startswith("tiny: context 64, ") and "tokens/s for one text, chat as a plain" in lines[0]
+    assert lines[1].startswith("again: ")
+    assert lines[2].startswith("serving at http://127.0.0.1:") and "with a key" in lines[2]
+    words = shlex.split(lines[3].removeprefix("try: ").replace("$GLASSGPT_API_KEY", environment["GLASSGPT_API_KEY"]))
+    answer = subprocess.run([*words, "-sS"], capture_output=True, text=True, check=True)
+    assert json.loads(answer.stdout)["usage"]["prompt_tokens"] == 4  # the text itself may end at once
+    process.send_signal(signal.SIGTERM)
+    log = process.stderr.read()
+    assert process.wait(60) == 0
     assert '"path": "/v1/completions", "status": 200' in log and "glassgpt: stopped" in log
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from glassgpt.training.records import TrainingFailedError, TrainResult
 from glassgpt.training.run_directory import RUN_FILE
 from glassgpt.training.state import checkpoints, newest_checkpoint
 from glassgpt.training.step import evaluate_loss
+
+Start = Callable[..., subprocess.Popen[Any]]
 
 CONFIG = GPTConfig(vocab_size=300, context_length=16, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.2)
 SETTINGS = dict(steps=20, batch_size=4, eval_every=5, eval_batches=2, sample_tokens=0, dtype="float32")
@@ -99,13 +102,13 @@ def test_the_resumed_steps_cross_an_epoch(tmp_path: Path, text: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kill_9_and_resume_by_the_command_line(tmp_path: Path, text: Path) -> None:
+def test_kill_9_and_resume_by_the_command_line(tmp_path: Path, text: Path, started: Start) -> None:
     command = [sys.executable, "-m", "glassgpt", "train"]
     options = [str(text), "--shape", "nano", "--tokenizer", "byte", "--steps", "60", "--eval-every", "10"]
     options += ["--eval-batches", "2", "--sample-tokens", "0", "--seed", "5", "--dtype", "float32", "--threads", "1"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, *options, "--out", str(whole)], check=True, capture_output=True)
-    process = subprocess.Popen([*command, *options, "--out", str(killed)], stdout=subprocess.DEVNULL)
+    process = started([*command, *options, "--out", str(killed)], stdout=subprocess.DEVNULL)
     wait_for(lambda: len(read_log(killed)) > 25)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -116,7 +119,7 @@ def test_kill_9_and_resume_by_the_command_line(tmp_path: Path, text: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path, text: Path, how: signal.Signals) -> None:
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path, text: Path, how: signal.Signals, started: Start) -> None:
     out = tmp_path / "run"
     options = [
         str(text),
@@ -130,7 +133,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path, text: Path, how: si
         "50000",
     ]
     command = [sys.executable, "-m", "glassgpt", "train", *options, "--out", str(out), "--sample-tokens", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    process = started(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     wait_for(lambda: len(read_log(out)) > 10)
     process.send_signal(how)
     printed, _ = process.communicate(timeout=60)
@@ -588,15 +591,13 @@ def test_damaged_checkpoints_are_no_reason_to_delete_a_good_one(tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_kill_9_right_after_a_checkpoint_by_the_clock(tmp_path: Path, text: Path) -> None:
+def test_kill_9_right_after_a_checkpoint_by_the_clock(tmp_path: Path, text: Path, started: Start) -> None:
     command = [sys.executable, "-m", "glassgpt", "train"]
     options = [str(text), "--shape", "nano", "--tokenizer", "byte", "--steps", "60", "--eval-every", "40"]
     options += ["--eval-batches", "2", "--sample-tokens", "0", "--seed", "5", "--dtype", "float32", "--threads", "1"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, *options, "--out", str(whole)], check=True, capture_output=True)
-    process = subprocess.Popen(
-        [*command, *options, "--out", str(killed), "--save-minutes", "0.001"], stdout=subprocess.DEVNULL
-    )
+    process = started([*command, *options, "--out", str(killed), "--save-minutes", "0.001"], stdout=subprocess.DEVNULL)
     wait_for(lambda: any(path.name > "step-00000003" for path in checkpoints(killed)))
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -212,13 +213,15 @@ def test_misuse(
 
 
 @pytest.mark.slow
-def test_kill_9_and_resume_by_the_command_line(tmp_path: Path, animals: Path, numbers: Path) -> None:
+def test_kill_9_and_resume_by_the_command_line(
+    tmp_path: Path, animals: Path, numbers: Path, started: Callable[..., subprocess.Popen[bytes]]
+) -> None:
     command = [sys.executable, "-m", "glassgpt", "train"]
     options = [f"{animals}=0.6", f"{numbers}=0.4", "--shape", "nano", "--steps", "60", "--eval-every", "10"]
     options += ["--eval-batches", "2", "--sample-tokens", "0", "--dtype", "float32", "--threads", "1"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, *options, "--out", str(whole)], check=True, capture_output=True)
-    process = subprocess.Popen([*command, *options, "--out", str(killed)], stdout=subprocess.DEVNULL)
+    process = started([*command, *options, "--out", str(killed)], stdout=subprocess.DEVNULL)
     until = time.monotonic() + 60
     while len(read_log(killed)) <= 25 and time.monotonic() < until:
         time.sleep(0.02)

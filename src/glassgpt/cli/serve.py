@@ -68,9 +68,11 @@ def _serve(arguments: argparse.Namespace) -> int:
         address = address_of(listening)
         _tell(models, options, address)
         _log_to_stderr()
-        signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn's own handler stops it, and then raises it again
-        signal.signal(signal.SIGINT, lambda *_: None)
-        run(Server(make_app(models, options), models, options), listening, models)
+        server = Server(make_app(models, options), models, options)
+        # also before and after uvicorn's own handler, which raises again what it has heard
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+        run(server, listening, models)
     finally:
         listening.close()
         for served in models.values():
