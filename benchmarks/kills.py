@@ -39,7 +39,7 @@ from glassgpt.data.prepare.run import prepare
 from glassgpt.files import is_leftover
 from glassgpt.json_file import read_json
 from glassgpt.training.log import read_log
-from glassgpt.training.run_directory import is_run
+from glassgpt.training.run_directory import holds_run, is_run
 from glassgpt.training.state import newest_checkpoint
 from glassgpt.training.train import train
 
@@ -63,6 +63,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "two sharded ranks": dict(optimizer="muon", micro_batch_size=8, fsdp=True),
 }
 PREPARED, SHARDED = "prepared by two processes", "two sharded ranks"
+RUN_SECONDS = 600.0  # that no run takes
 CHANGES = {f"os.{name}" for name in ("rename", "remove", "rmdir", "mkdir", "link", "chmod", "truncate")}
 MEMORY = Path("/dev/shm")
 MEASURED = ("tokens_per_second", "time", "seconds", "memory_bytes")
@@ -166,10 +167,14 @@ class Stress:
             arguments = (self._recipe, folder, change if rank == of else 0, sender, seat if self._ranks > 1 else {})
             processes.append(self._context.Process(target=work, args=arguments))
             processes[-1].start()
-        ended = wait([process.sentinel for process in processes], seconds)
-        if not ended or any(process.exitcode == -signal.SIGKILL for process in processes):
-            for process in processes:
-                process.kill()
+        # a rank that fails leaves the others waiting for as long as it takes them to notice
+        until = time.monotonic() + (RUN_SECONDS if seconds is None else seconds)
+        left = [process.sentinel for process in processes]
+        while left and not any(process.exitcode for process in processes) and until > time.monotonic():
+            for sentinel in wait(left, until - time.monotonic()):
+                left.remove(sentinel)
+        for process in processes:
+            process.kill()
         for process in processes:
             process.join()
         return min(process.exitcode for process in processes) or max(process.exitcode for process in processes)
@@ -184,10 +189,8 @@ def work(recipe: str, folder: Path, kill_before: int, sender: Connection | None,
         if recipe == PREPARED:
             prepare([text], folder / "data", tokenizer="byte", processes=2, shard_tokens=3000)
             text = folder / "data"
-        if is_run(out):
-            train(
-                out=out, resume=True, threads=COMMON["threads"]
-            )  # several ranks do not take up what the run began with
+        if holds_run(out):
+            train(out=out, resume=True)
         else:
             train([text], out, **{**COMMON, **RECIPES[recipe]})
     if sender is not None:

@@ -33,6 +33,8 @@ class Gate(CPUDecoder):
         self.opened.set()
         self.entered = threading.Event()
         """Set when work begins."""
+        self.closing_in: int | None = None
+        """So many calls are let through before it closes itself."""
         self.failing: Exception | None = None
         self.n_steps = 0
         """Calls that go on with live rows."""
@@ -46,6 +48,11 @@ class Gate(CPUDecoder):
 
     def _wait(self) -> None:
         self.entered.set()
+        if self.closing_in is not None:
+            self.closing_in -= 1
+            if self.closing_in < 0:
+                self.closing_in = None
+                self.opened.clear()
         assert self.opened.wait(SECONDS)
         if self.failing is not None:
             raise self.failing
@@ -100,7 +107,7 @@ def serving(models: Mapping[str, tuple[Path, Decoder, Tokenizer]], **options: An
     }
     listening = listen(settings)
     server = Server(make_app(served, settings), served, settings)
-    thread = threading.Thread(target=run, args=(server, listening, served))
+    thread = threading.Thread(target=run, args=(server, listening, served), daemon=True)
     thread.start()
     try:
         yield Running(address_of(listening), served, server)

@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +17,13 @@ import openai
 import pytest
 from running import CONTEXT, SECONDS, Load, Running, serving
 
-from glassgpt import complete
+from glassgpt import GPTModel, Tokenizer, complete, save_model
+from glassgpt.generation.cpu.load import load_decoder
+from glassgpt.generation.options import Generation
+from glassgpt.generation.row import Row
+from glassgpt.generation.sampling import TokenLogprobs
+from glassgpt.server.engine import Ask, _piece, _Running
+from glassgpt.server.shapes import CompletionShape, Echo
 
 PROMPT = "To be, or not"
 ASK: dict[str, Any] = dict(model="tiny", prompt=PROMPT, max_tokens=20, temperature=0)
@@ -55,7 +63,7 @@ def test_a_stream_is_the_whole_in_pieces(client: openai.OpenAI) -> None:
     assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 2) + ["length"]
     assert chunks[-1].choices == [] and chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 20
-    assert len({chunk.id for chunk in chunks}) == 1
+    assert len({(chunk.id, chunk.created) for chunk in chunks}) == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -119,6 +127,59 @@ def test_logprobs_of_a_completion(two_models: Running, client: openai.OpenAI) ->
     assert choice.logprobs.top_logprobs[0] == pytest.approx(
         {served.tokenizer.decode([i]): wanted[i] for i in best.tolist()}, abs=1e-6
     )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("max_tokens", [0, 3])
+def test_logprobs_of_a_prompt(two_models: Running, client: openai.OpenAI, stream: bool, max_tokens: int) -> None:
+    """What evaluations ask for: each token's own, the best ones beside it, and nothing for the first."""
+    served = two_models.models["tiny"]
+    prompts = [PROMPT, "once " * 15]
+    ask = {**ASK, "prompt": prompts, "max_tokens": max_tokens, "n": 2, "seed": 1}
+    answer = client.completions.create(**ask, echo=True, logprobs=2, stream=stream, extra_body={"ignore_eos": True})
+    parts = [choice for part in (answer if stream else [answer]) for choice in part.choices]
+    for index in range(4):
+        own = [choice for choice in parts if choice.index == index]
+        prompt, text = prompts[index // 2], "".join(choice.text for choice in own)
+        assert text.startswith(prompt) and len(text) == len(prompt) + max_tokens
+        assert own[-1].finish_reason == "length"
+        joined = {
+            name: [value for choice in own for value in getattr(choice.logprobs, name)]
+            for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+        }
+        assert "".join(joined["tokens"]) == text and joined["text_offset"] == list(range(len(text)))
+        assert (joined["token_logprobs"][0], joined["top_logprobs"][0]) == (None, None)
+        ids = served.tokenizer.encode(text)
+        (_, scores), *more = served.engine.decoder.scores_of(ids)  # type: ignore[attr-defined]
+        scores = np.concatenate([scores, *(rest for _, rest in more)])[:, : served.tokenizer.n_vocab]
+        wanted = scores - np.log(np.exp(scores.astype(np.float64)).sum(axis=1, keepdims=True))
+        assert joined["token_logprobs"][1:] == pytest.approx(
+            [wanted[place, token] for place, token in enumerate(ids[1:])], abs=1e-5
+        )
+        assert all(len(best) == 2 for best in joined["top_logprobs"][1:])
+    if not stream:
+        assert answer.usage.completion_tokens == 4 * max_tokens
+
+
+def test_a_place_in_the_text_counts_characters_not_tokens() -> None:
+    tokenizer = Tokenizer.bytes_()
+    ids = tokenizer.encode("a\u00e9\u20acb")
+    generation = Generation(max_new_tokens=len(ids), ignore_eot=True, logprobs=0)
+    row = Row(ids, tokenizer, generation, scored=True)
+    scores = np.zeros((len(ids), tokenizer.n_vocab), np.float32)
+    row.read(scores)
+    shape = CompletionShape(tokenizer, wants_logprobs=True, wants_ids=False)
+    (choice,) = shape.opening(0, Echo("a\u00e9\u20acb", row))
+    assert choice["logprobs"]["text_offset"] == [0, 1, 1, 2, 2, 2, 3]
+    pieces = []
+    running = _Running(Ask([row], lambda _: None, 0.0), 0)
+    for token in ids:
+        row.logprobs.append(TokenLogprobs(token, 0.0, []))
+        pieces.append(_piece(running, row, row.accept(token)))
+    starts = [start for piece in pieces for start in piece.starts]
+    assert starts == [0, 1, 1, 2, 2, 2, 3]
+    places = [place for piece in pieces for place in shape.chunks(piece)[0]["logprobs"]["text_offset"]]
+    assert places == [4 + start for start in starts]
 
 
 def test_penalties_and_biases(client: openai.OpenAI, two_models: Running) -> None:
@@ -206,6 +267,7 @@ def test_logprobs_of_a_chat(client: openai.OpenAI) -> None:
         (openai.BadRequestError, {"prompt": "caf\u00e9"}, "prompt"),
         (openai.BadRequestError, {"suffix": "x"}, "suffix"),
         (openai.BadRequestError, {"best_of": 3}, "best_of"),
+        (openai.BadRequestError, {"extra_body": {"repetition_penalty": 1e-37}}, "repetition_penalty"),
         (openai.BadRequestError, {"extra_body": {"topk": 3}}, "topk"),
     ],
 )
@@ -216,6 +278,31 @@ def test_errors_are_the_clients_exceptions(
         with pytest.raises(kind) as caught:
             client.completions.create(**{**ASK, **change}, stream=stream)
         assert caught.value.param == param and caught.value.body["message"]  # type: ignore[index]
+
+
+def test_a_padded_models_spare_ids_are_no_tokens(
+    tiny_model: Callable[..., GPTModel], letters: Tokenizer, tmp_path: Path
+) -> None:
+    """As nanoGPT pads GPT-2's vocabulary: they have a score, and no text."""
+    model = tiny_model(vocab_size=letters.n_vocab + 5, context_length=CONTEXT)
+    save_model(model, letters, tmp_path / "padded")
+    decoder, tokenizer = load_decoder(tmp_path / "padded", threads=1)
+    models = {"tiny": (tmp_path / "padded", decoder, tokenizer)}
+    with serving(models, log_prompts=True) as running, running.client() as client:
+        for echo in (False, True):
+            with pytest.raises(openai.BadRequestError, match=f"token id {letters.n_vocab} is outside the tokenizer's"):
+                client.completions.create(**{**ASK, "prompt": [1, letters.n_vocab]}, echo=echo)
+        assert client.completions.create(**ASK).usage.prompt_tokens == len(PROMPT)  # type: ignore[union-attr]
+        assert running.models["tiny"].engine.n_open == 0
+
+
+def test_messages_are_called_so_where_they_do_not_fit(client: openai.OpenAI, http: httpx.Client) -> None:
+    for n in (CONTEXT, 1000 * CONTEXT):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x" * n}])
+        assert (caught.value.param, caught.value.code) == ("messages", "context_length_exceeded")
+    answer = http.post("/tokenize", json={"prompt": ["a"]}).json()["error"]
+    assert answer["param"] == "prompt" and "list of texts" not in answer["message"]
 
 
 def test_there_are_no_embeddings_and_the_server_says_why(client: openai.OpenAI) -> None:
@@ -290,13 +377,13 @@ def test_a_stop_ends_live_streams_in_order(load_tiny: Load) -> None:
         close = engine.close
         engine.close = lambda *seconds: (stopping.set(), close(*seconds))  # type: ignore[method-assign]
         ask = {**ASK, "max_tokens": 80, "stream": True, "ignore_eos": True, "logprobs": 0}
+        tiny[1].closing_in = 3
         with http.stream("POST", "/v1/completions", json=ask) as answer:
             lines = answer.iter_lines()
             events.append(next(lines))
-            with tiny[1].closed():
-                assert tiny[1].entered.wait(SECONDS)
-                running.server.should_exit = True
-                assert stopping.wait(SECONDS)
+            running.server.should_exit = True
+            assert stopping.wait(SECONDS)
+            tiny[1].opened.set()
             events += [line for line in lines if line]
     assert '"code":"unavailable"' in events[-1] and "[DONE]" not in events[-1]
 

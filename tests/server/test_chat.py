@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -126,6 +127,19 @@ def test_where_a_template_comes_from(tokenizer: Tokenizer, tmp_path: Path) -> No
     assert text() == "yes"
     (tmp_path / "chat_template.jinja").write_text("{% generation %}file{% endgeneration %}", encoding="utf-8")
     assert text() == "file"
+
+
+def test_a_worker_that_was_killed_is_started_again(tokenizer: Tokenizer) -> None:
+    chat = TemplateChat(tokenizer, "{{ messages[0].content }}", {})
+    messages = [{"role": "user", "content": "Hello"}]
+    ids = chat.encode(messages)
+    assert chat._process is not None
+    chat._process.send_signal(signal.SIGINT)  # Ctrl-C reaches it, too
+    assert chat.encode(messages) == ids
+    chat._process.kill()
+    chat._process.wait()
+    assert chat.encode(messages) == ids
+    chat.close()
 
 
 def test_a_transcript_is_what_the_terminals_chat_writes(tokenizer: Tokenizer) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
 
 import pytest
 from running import SECONDS, Load, Running, serving
+
+from glassgpt.server import connections
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +64,28 @@ def test_half_requests_and_other_noise(hurried: Running, sent: bytes, status: in
 def test_one_connection_too_many(hurried: Running) -> None:
     with connect(hurried), connect(hurried), connect(hurried), connect(hurried) as fourth:
         assert told(fourth) == (503, "more than 3 connections: try again later")
+
+
+def test_who_reads_nothing_does_not_keep_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transport that is closed waits for its peer to read the rest: for a while."""
+    monkeypatch.setattr(connections, "CLOSE_SECONDS", 0.2)
+    lost = asyncio.Event()
+
+    class Serving(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            ending = connections._Ending(transport, asyncio.get_running_loop())
+            ending.write(b"x" * 2**25)
+            ending.close()
+            ending.close()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            lost.set()
+
+    async def main() -> None:
+        server = await asyncio.get_running_loop().create_server(Serving, "127.0.0.1", 0)
+        with socket.create_connection(server.sockets[0].getsockname()[:2]):
+            await asyncio.wait_for(lost.wait(), SECONDS)
+        server.close()
+
+    asyncio.run(main())

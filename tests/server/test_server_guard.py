@@ -80,8 +80,19 @@ def test_the_key_is_demanded_and_the_page_and_health_go_without(load_tiny: Load)
             answer = http.get("/v1/models", headers=headers)
             assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (401, "https://a.example")
             asked = {**headers, "access-control-request-method": "POST"}
+            asked["access-control-request-headers"] = (
+                "authorization,content-type,x-stainless-os,x-stainless-retry-count"
+            )
             assert http.options("/v1/completions", headers=asked).status_code == 200
             assert error(http.get("/v1/models", headers={"origin": "https://b.example"}), 403)
+
+
+def test_guesses_of_a_key_are_limited(load_tiny: Load) -> None:
+    options: dict[str, Any] = dict(api_key=["secret"], requests_per_minute=5)
+    with serving({"tiny": load_tiny()}, **options) as running, running.http() as http:
+        wrong = [http.get("/v1/models", headers={"authorization": f"Bearer {n}"}).status_code for n in range(8)]
+        assert wrong == [401] * 5 + [429] * 3
+        assert http.get("/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
 
 
 def test_limits_of_size_time_rate_and_length(load_tiny: Load) -> None:
@@ -99,7 +110,9 @@ def test_limits_of_size_time_rate_and_length(load_tiny: Load) -> None:
         found = error(http.post("/v1/completions", json={**ASK, "prompt": ["a", "b"], "n": 3}), 400)
         assert found["param"] == "n"
         with tiny[1].closed():
-            assert error(http.post("/v1/completions", json=ASK), 408)["code"] == "timeout"
+            late = http.post("/v1/completions", json=ASK)
+            assert error(late, 408)["code"] == "timeout"
+            assert late.headers["x-should-retry"] == "false"  # OpenAI's client would have all of it written again
         while (answer := http.get("/health")).status_code == 200:
             pass
         assert error(answer, 429)["code"] == "rate_limit_exceeded"

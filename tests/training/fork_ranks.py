@@ -5,6 +5,7 @@ each, `code` to be run before the command, a `folder` for what they print, and w
 one is.
 """
 
+import faulthandler
 import gc
 import importlib
 import json
@@ -30,18 +31,26 @@ for name in (
     importlib.import_module(name)
 
 
+SECONDS = 240.0
+"""After them a rank that hangs ends, and says where it was."""
+
+
 def serve() -> int:
     gc.freeze()  # a collection would touch, and so copy, all pages that the ranks share
     for line in sys.stdin:
         job = json.loads(line)
-        port = free_port()
+        listening = socket.create_server(("127.0.0.1", 0))
+        port = int(listening.getsockname()[1])
         ranks: list[int] = []
         for rank in range(len(job["arguments"])):
             if (pid := os.fork()) == 0:
+                listening.close()
                 return work(job, rank, port)
             ranks.append(pid)
         # after the forks, since it has threads; it is here that torchrun has it
-        store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+        store = torch.distributed.TCPStore(
+            "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
+        )
         codes: dict[int, int] = {}
         while len(codes) < len(ranks):
             pid, status = os.wait()
@@ -59,16 +68,12 @@ def work(job: dict[str, Any], rank: int, port: int) -> int:
         path = Path(job["folder"], f"{name}-{rank}")
         path.touch()
         os.dup2(os.open(path, os.O_RDWR), descriptor)
+    faulthandler.dump_traceback_later(SECONDS, exit=True)
     n = str(len(job["arguments"]))
     os.environ.update(WORLD_SIZE=n, LOCAL_WORLD_SIZE=n, RANK=str(rank), LOCAL_RANK=str(rank))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
     exec(job["code"], {"rank": rank})
     return main(job["arguments"][rank])
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,29 @@ def test_torchrun_restarts_from_the_last_checkpoint_and_a_signal_saves(
 
 
 @pytest.mark.slow
+def test_two_machines_meet_again_after_a_restart(
+    tmp_path: Path, shared_text: Path, alone: Path, started: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """Each has a `torchrun` of its own, which counts restarts for itself."""
+    out, script = tmp_path / "run", tmp_path / "driver.py"
+    script.write_text(DRIVER.replace("step == 35", "False"), encoding="utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    command += ["--max-restarts", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+    command += ["--rdzv-id", "x", "--local-addr", "127.0.0.1", str(script)]
+    command += ["train", str(shared_text), *OPTIONS, "--out", str(out)]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "MARKER": str(tmp_path / "marker")}
+    pipes: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
+    machines = [started(command, env=environment, **pipes) for _ in range(2)]
+    said = [machine.communicate(timeout=240)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], "\n".join(said)
+    assert (tmp_path / "marker").exists()
+    assert f"resuming {out} at step 20" in " ".join("".join(said).split())
+    assert_same_losses(out, alone)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("different", "line"),
     [
@@ -128,8 +153,10 @@ sys.exit(0)
     assert done.stdout.count("threads 3\n") == 2
     record = json.loads((out / "run.json").read_text(encoding="utf-8"))
     (out / "run.json").write_text(json.dumps(record | {"torch": "1.0"}), encoding="utf-8")
-    done = launch(2, "train", "--resume", "--steps", "2", "--out", out)
+    code = code[: code.index("options =")]
+    done = launch(2, "train", "--resume", "--steps", "2", "--out", out, code=code)
     assert done.finished, done
+    assert done.stdout.count("threads 3\n") == 2  # what it began with
     assert done.stderr.count("was begun with PyTorch 1.0: with ") == 1
 
 

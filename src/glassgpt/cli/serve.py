@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import shlex
@@ -112,17 +113,18 @@ def _tell(models: dict[str, Served], options: ServerOptions, address: str) -> No
         rate = tokens_per_second(served, _PROBE, _PROBE_TOKENS)
         print(visible(f"{name}: context {served.context_length}, {rate:,.0f} tokens/s for one text, {talk}"))
     print(f"serving at {address}/v1{', with a key' if options.api_key else ''}; Ctrl-C stops")
-    key = ["-H", "Authorization: Bearer $KEY"] if options.api_key else []
-    body = f'{{"model": "{next(iter(models))}", "prompt": "{_PROBE}", "max_tokens": 20}}'
-    words = ["curl", f"{address}/v1/completions", "-H", "Content-Type: application/json"]
-    line = shlex.join([*words, "-d", body])
-    if key:
-        line += ' -H "Authorization: Bearer $' + KEY_VARIABLE + '"'
+    body = json.dumps({"model": next(iter(models)), "prompt": _PROBE, "max_tokens": 20})
+    words = ["curl", f"{address}/v1/completions", "-H", "Content-Type: application/json", "-d", body]
+    line = shlex.join(words)
+    if options.api_key:
+        line += f' -H "Authorization: Bearer ${KEY_VARIABLE}"'
+        if not os.environ.get(KEY_VARIABLE):
+            line += f"  # with the key in {KEY_VARIABLE}"
     print(visible(f"try: {line}"), flush=True)
 
 
 def _log_to_stderr() -> None:
-    """One line of JSON for each request, and what goes wrong."""
+    """A line of JSON for each request, and for what goes wrong."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
     for name, level in (("glassgpt.server", logging.INFO), ("uvicorn", logging.ERROR)):
@@ -135,4 +137,5 @@ def _log_to_stderr() -> None:
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
-        return visible(f"{stamp} {record.levelname} {super().format(record)}")
+        facts = getattr(record, "facts", None) or {"message": super().format(record)}
+        return json.dumps({"time": stamp, "level": record.levelname, **facts})

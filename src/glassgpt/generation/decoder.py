@@ -26,8 +26,8 @@ class Prefix(Protocol):
         """How many they are, at least 1."""
 
     @property
-    def scores(self) -> Row:
-        """(vocab_size,) scores after the last of them."""
+    def scores(self) -> Row | None:
+        """(vocab_size,) scores after the last of them; None for what a live row has left, until more is read."""
 
 
 @runtime_checkable
@@ -63,7 +63,9 @@ class Decoder(Protocol):
         prefixes = [self.read(prompt) for prompt in prompts]
         for prefix in prefixes:
             self.join(prefix)
-        return np.stack([prefix.scores for prefix in prefixes])
+        scores = [prefix.scores for prefix in prefixes]
+        assert all(of_one is not None for of_one in scores)
+        return np.stack(scores)  # type: ignore[arg-type]
 
     def step(self, tokens: Sequence[int]) -> Scores:
         """Append one token to each live row; scores after them. `ValueError` where a row is full."""
@@ -87,6 +89,22 @@ class Speculative(Decoder, Protocol):
 
     def cut(self, row: int, n_tokens: int) -> None:
         """Keep the first tokens of a live row, as many as it holds or fewer; only where `can_cut`."""
+
+
+@runtime_checkable
+class ReadsAll(Decoder, Protocol):
+    """A decoder that can tell the scores after each token that it reads, not only after the last."""
+
+    def read_all(self, tokens: Sequence[int], after: Prefix | None = None) -> tuple[Prefix, Scores]:
+        """`read`, and the scores after each of `tokens`, (n, vocab_size)."""
+
+
+@runtime_checkable
+class Leaves(Decoder, Protocol):
+    """A decoder whose live rows can leave what they hold for those that begin with it."""
+
+    def left_by(self, row: int, n_tokens: int) -> Prefix:
+        """A copy of the first tokens of a live row, as many as it holds or fewer, without scores."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,14 +44,18 @@ class Prefixes:
         return shared if shared >= WORTH else 0
 
     def keep(self, tokens: Tokens, prefix: Prefix) -> None:
-        """`prefix` is what was read of `tokens`, with which several prompts begin."""
+        """`prefix` is what was read of `tokens`, with which several prompts begin, or may."""
         self._kept[tokens] = prefix
         while sum(map(len, self._kept)) > self._limit:
             self._kept.popitem(last=False)
 
     def longest(self, prompt: Tokens) -> Prefix | None:
-        """The longest that was kept of what `prompt` begins with."""
-        fitting = [tokens for tokens in self._kept if prompt[: len(tokens)] == tokens]
+        """The longest that was kept of what `prompt` begins with; all of it only where its scores are known."""
+        fitting = [
+            tokens
+            for tokens, prefix in self._kept.items()
+            if prompt[: len(tokens)] == tokens and (len(tokens) < len(prompt) or prefix.scores is not None)
+        ]
         if not fitting:
             return None
         best = max(fitting, key=len)

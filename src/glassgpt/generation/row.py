@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from glassgpt.generation.decoder import Draw
+from glassgpt.generation.decoder import Draw, Scores
 from glassgpt.generation.decoder import Row as ScoreRow
 from glassgpt.generation.options import Generation
 from glassgpt.generation.sampling import TokenLogprobs, UniformStream, UniqueIds, draw, logprobs_of
@@ -45,9 +45,13 @@ class Row:
         tokenizer: Tokenizer,
         generation: Generation,
         on_overflow: Callable[[int], None] | None = None,
+        *,
+        scored: bool = False,
+        writes: bool = True,
     ) -> None:
-        """`on_overflow` hears the context length once the text exceeds it. `ValueError` for an empty prompt, and for a
-        bias of a token that there is not.
+        """`on_overflow` hears the context length once the text exceeds it. The log-probabilities of the prompt's own
+        tokens are wanted where it is `scored`; where it not `writes`, they are all. `ValueError` for an empty prompt,
+        and for a bias of a token that there is not.
         """
         if not prompt:
             raise ValueError("the prompt is empty: give at least one token")
@@ -62,15 +66,26 @@ class Row:
         """Tokens so far, the end of text that `ids` leaves out included."""
         self.logprobs: list[TokenLogprobs] = []
         """Of each token after the prompt, where they were asked for."""
+        self.prompt_logprobs: list[TokenLogprobs] | None = [] if scored else None
+        """Of each token of the prompt that was read, but the first, which nothing comes before."""
         self.ends: list[int] = []
         """Where the text of each token after the prompt ends, in characters."""
         self._tokenizer, self._generation, self._on_overflow = tokenizer, generation, on_overflow
+        self._most = generation.max_new_tokens if writes else 0
         self._uniform = UniformStream(generation.seed)
         self._seen = UniqueIds(prompt)
         self._drawn = Counter[int]()
         self._excluded = tuple(tokenizer.stop_ids) if generation.ignore_eot else ()
         self._decoder = StreamDecoder(tokenizer)
         self._stop = StopTexts(generation.stop)
+
+    def read(self, scores: Scores) -> None:
+        """Hear the scores after the next tokens of the prompt, (n, vocab_size), where it is scored."""
+        assert self.prompt_logprobs is not None
+        for row in scores:
+            if (place := 1 + len(self.prompt_logprobs)) < self.n_prompt:
+                of_tokenizer = row[: self._tokenizer.n_vocab]
+                self.prompt_logprobs.append(logprobs_of(of_tokenizer, self.ids[place], self._generation.logprobs or 0))
 
     def choose(self, scores: ScoreRow) -> int:
         """Draw this row's next token from (vocab_size,) scores; ids the tokenizer does not have are never drawn."""
@@ -100,7 +115,7 @@ class Row:
     @property
     def n_left(self) -> int:
         """How many more tokens the row may have."""
-        return self._generation.max_new_tokens - (len(self.ids) - self.n_prompt)
+        return self._most - (len(self.ids) - self.n_prompt)
 
     def accept(self, token: int) -> str:
         """Append a token; returns the text that is certain now. Sets `finish_reason` when the row is done."""

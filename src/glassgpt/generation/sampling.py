@@ -24,6 +24,7 @@ Ids = npt.NDArray[np.intp]
 Probabilities = npt.NDArray[np.float64]
 
 _NOTHING: Mapping[int, int] = {}
+_LARGEST = np.finfo(np.float32).max
 _BLOCK = 128  # weights that are summed before anything looks at single ones
 _BINS = 256  # of top-p, between the best token and the first that cannot be needed
 
@@ -207,7 +208,7 @@ def adjusted(
     drawn: Mapping[int, int] = _NOTHING,
 ) -> Row:
     """Float32 or wider. Biases are added; scores of `history` are divided by the repetition penalty if positive, else
-    multiplied; those of `drawn` are lowered by OpenAI's two; `excluded` are at -inf.
+    multiplied, and stay finite above; those of `drawn` are lowered by OpenAI's two; `excluded` are at -inf.
     """
     scores = scores.astype(np.result_type(scores, np.float32), copy=False)
     if sampling.changes_scores or excluded:
@@ -220,7 +221,8 @@ def adjusted(
         seen = np.asarray(history, dtype=np.intp)
         seen = seen[seen < len(scores)]  # a padded model's prompt may hold ids that its tokenizer lacks
         old, factor = scores[seen], float32(sampling.repetition_penalty)
-        scores[seen] = np.where(old > 0, old / factor, old * factor)
+        new = np.where(old > 0, old / factor, old * factor)
+        scores[seen] = np.where(np.isfinite(old), np.minimum(new, _LARGEST), new)
     if drawn and (sampling.presence_penalty or sampling.frequency_penalty):
         ids = np.fromiter(drawn.keys(), np.intp, len(drawn))
         counts = np.fromiter(drawn.values(), np.float32, len(drawn))

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator
 
-from glassgpt.generation.decoder import Decoder, Draw, Prefix, RunsAhead, Speculative
+from glassgpt.generation.decoder import Decoder, Draw, Leaves, Prefix, ReadsAll, RunsAhead, Speculative
 from glassgpt.generation.decoder import Row as ScoreRow
 from glassgpt.generation.loop import window
 from glassgpt.generation.prefixes import WORTH, Prefixes, Tokens
@@ -37,6 +37,9 @@ AHEAD_SECONDS = 0.02
 
 _FIRST_CHUNK = 64
 """Tokens of the first chunk of all, when nobody knows how long it takes."""
+
+_SCORED = 64
+"""Tokens of a prompt whose scores are held at once, where all are wanted."""
 
 Event = tuple["Request", str]
 
@@ -88,8 +91,8 @@ class Scheduler:
         """`decoder` has no live rows; None for `max_rows` goes by `Decoder.row_bytes`. `ValueError` below 1.
 
         `tally` is told what came of speculation. With `chunk_seconds` a step reads no more than takes about so long,
-        also where nobody waits for it. Of prompts that were read, up to so many tokens are `remembered` for those that
-        begin with them.
+        also where nobody waits for it. Of prompts that were read, and of texts that have ended, up to so many tokens
+        are `remembered` for those that begin with them.
         """
         if max_rows is None:
             max_rows = max(1, min(MOST_ROWS, MOST_BYTES // max(1, decoder.row_bytes)))
@@ -123,9 +126,14 @@ class Scheduler:
         return bool(self._waiting or self._reading or self._live)
 
     def submit(self, row: Row, proposer: Proposer | None = None) -> Request:
-        """Queue a row. `proposer` guesses for it where the decoder can take tokens back, else `ValueError`."""
+        """Queue a row. `proposer` guesses for it.
+
+        `ValueError` where the decoder cannot take tokens back for that, or cannot score a prompt that is to be scored.
+        """
         if proposer is not None:
             check_speculates(self._decoder)
+        if row.prompt_logprobs is not None and not isinstance(self._decoder, ReadsAll):
+            raise ValueError("this decoder tells no scores within a prompt: use another one")
         request = Request(row, tuple(window(row, self._decoder.context_length)), proposer=proposer)
         self._prefixes.expect(request.tokens)
         self._waiting.append(request)
@@ -154,6 +162,8 @@ class Scheduler:
                 request.proposer.forget(request.row)
         for request in list(self._live):
             self._leave(request)
+        for request in self._waiting:
+            self._prefixes.forget(request.tokens)
         self._reading.clear()
         self._waiting.clear()
 
@@ -174,6 +184,7 @@ class Scheduler:
             events += self._speculate(live, proposed) if any(proposed := self._proposed(live)) else self._append(live)
             for request in reversed(live):
                 if request.row.finish_reason is not None or request.n_held == self._decoder.context_length:
+                    self._keep(request)
                     self._leave(request)
                     self._go_on(request)
         self._admit()
@@ -185,7 +196,7 @@ class Scheduler:
         while budget >= least and (reader := self._next({request for request, _ in events})):
             budget -= max(least, self._read(reader, budget))
             if reader.n_read == len(reader.tokens):
-                assert reader.prefix is not None
+                assert reader.prefix is not None and reader.prefix.scores is not None
                 self._reading.remove(reader)
                 if self._remembers and not reader.row.n_drawn and reader.n_read >= WORTH:
                     self._prefixes.keep(reader.tokens, reader.prefix)
@@ -286,21 +297,44 @@ class Scheduler:
 
     def _read(self, request: Request, most: int) -> int:
         """One piece of a prompt, of at most so many tokens; how many they were."""
-        if request.prefix is None:
+        scored = request.row.prompt_logprobs is not None
+        if scored:
+            most = min(most, _SCORED)
+        elif request.prefix is None:
             request.prefix = self._prefixes.longest(request.tokens)
         start = request.n_read
         goal = request.shared if start < request.shared else len(request.tokens)
         end = min(goal, start + most)
         if start < end:
             began = time.perf_counter()
-            request.prefix = self._decoder.read(request.tokens[start:end], request.prefix)
+            if scored:
+                assert isinstance(self._decoder, ReadsAll)
+                request.prefix, scores = self._decoder.read_all(request.tokens[start:end], request.prefix)
+                request.row.read(scores)
+            else:
+                request.prefix = self._decoder.read(request.tokens[start:end], request.prefix)
             self._reading_rate = (end - start) / max(time.perf_counter() - began, 1e-9)
             if end == request.shared:
                 self._prefixes.keep(request.tokens[:end], request.prefix)
         return end - start
 
     def _draw(self, request: Request, scores: ScoreRow) -> Event:
+        if not request.row.n_left:  # only its prompt was to be read
+            request.row.finish_reason = "length"
+            return request, ""
         return request, request.row.accept(request.row.choose(scores))
+
+    def _keep(self, request: Request) -> None:
+        """What a row holds at its end is for the next turn of its talk, which begins with it."""
+        row, decoder = request.row, self._decoder
+        n_tokens = min(request.n_held, len(row.ids))
+        if (
+            self._remembers
+            and isinstance(decoder, Leaves)
+            and n_tokens >= WORTH
+            and len(row.ids) <= decoder.context_length  # else it holds a later part of its text
+        ):
+            self._prefixes.keep(tuple(row.ids[:n_tokens]), decoder.left_by(self._live.index(request), n_tokens))
 
     def _leave(self, request: Request) -> None:
         index = self._live.index(request)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from glassgpt.generation.decoder import Prefix, Row, Scores, Speculative
+from glassgpt.generation.decoder import Prefix, ReadsAll, Row, Scores, Speculative
 from glassgpt.kv_cache import KVCache
 from glassgpt.language_model import LanguageModel, evaluating
 
@@ -107,7 +107,7 @@ class NaiveDecoder(_TorchDecoder):
         self._rows.pop()
 
 
-class CachedDecoder(_TorchDecoder):
+class CachedDecoder(_TorchDecoder, ReadsAll):
     """Reads each token once and keeps its keys and values."""
 
     def __init__(self, model: LanguageModel, capacity: int | None = None) -> None:
@@ -128,6 +128,18 @@ class CachedDecoder(_TorchDecoder):
         else:
             cache.join(_held(after, KVCache))
         return _Prefix(n_before + len(tokens), to_scores(self._scores([tokens], cache))[0], cache)
+
+    def read_all(self, tokens: Sequence[int], after: Prefix | None = None) -> tuple[_Prefix, Scores]:
+        """See `ReadsAll`. A sliding window's memory is as large as the window and `tokens` together."""
+        n_before = 0 if after is None else after.n_tokens
+        self._check(len(tokens), n_before)
+        cache = self._model.new_cache(0, n_before + len(tokens))
+        if after is None:
+            cache.add(1)
+        else:
+            cache.join(_held(after, KVCache))
+        scores = to_scores(self._all_scores([tokens], cache)[0])
+        return _Prefix(n_before + len(tokens), scores[-1], cache), scores
 
     def join(self, prefix: Prefix) -> None:
         """See `Decoder`."""

@@ -73,7 +73,8 @@ def make_app(models: Mapping[str, Served], options: ServerOptions) -> ASGIApp:
             app,
             allow_origins=options.cors,
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],  # OpenAI's own client in a browser sends some
+            expose_headers=["retry-after", "x-glassgpt-chat"],
         )
     return app
 
@@ -139,8 +140,7 @@ class Server(uvicorn.Server):
 
     async def _end_texts(self) -> None:
         await asyncio.sleep(self._stop_seconds)
-        for served in self._models.values():
-            await asyncio.to_thread(served.engine.close)
+        await asyncio.gather(*(asyncio.to_thread(served.engine.close) for served in self._models.values()))
 
 
 def listen(options: ServerOptions) -> socket.socket:

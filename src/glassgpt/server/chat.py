@@ -96,6 +96,8 @@ class TemplateChat(Chat):
         request = json.dumps({"template": self._template, "variables": variables}).encode("ascii") + b"\n"
         with self._lock:
             seconds = RENDER_SECONDS
+            if self._process is not None and self._process.poll() is not None:  # somebody has killed it
+                self._end()
             if self._process is None:
                 seconds += _START_SECONDS
                 worker = Path(__file__).with_name("template_worker.py")
@@ -107,11 +109,13 @@ class TemplateChat(Chat):
             clock = threading.Timer(seconds, process.kill)
             clock.start()
             answer = b""
-            with contextlib.suppress(OSError):
-                process.stdin.write(request)
-                process.stdin.flush()
-                answer = process.stdout.readline()
-            clock.cancel()
+            try:
+                with contextlib.suppress(OSError):
+                    process.stdin.write(request)
+                    process.stdin.flush()
+                    answer = process.stdout.readline()
+            finally:
+                clock.cancel()
             if not answer.endswith(b"\n"):
                 self._end()
                 raise ValueError(f"the model's chat template took more than {RENDER_SECONDS:g} s, or too much memory")

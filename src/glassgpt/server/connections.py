@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
+from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from glassgpt.server.errors import ApiError, dumps
+
+CLOSE_SECONDS = 5.0
+"""So long a peer may take to read the rest once its connection is closed."""
+
+
+class _Ending:
+    """A transport whose `close` ends it: what nobody reads would keep its place among the connections for ever."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.close()
+            if self._transport.get_write_buffer_size():
+                self._loop.call_later(CLOSE_SECONDS, self._transport.abort)
 
 
 def limited_protocol(most: int, seconds: float) -> type[H11Protocol]:
@@ -17,7 +37,7 @@ def limited_protocol(most: int, seconds: float) -> type[H11Protocol]:
         _clock: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
+            super().connection_made(_Ending(transport, self.loop))  # type: ignore[arg-type]
             if len(self.connections) > most:
                 self._refuse(
                     ApiError(503, f"more than {most} connections: try again later", code="too_many_connections")

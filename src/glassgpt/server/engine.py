@@ -45,6 +45,8 @@ class Piece:
     """Of the text among those of its ask."""
     text: str
     ids: list[int]
+    starts: list[int]
+    """Where the text of each begins in all of this one's text, in characters."""
     logprobs: list[TokenLogprobs]
     finish_reason: str | None = None
     """With the last piece: "length", "stop" or "end_of_text"."""
@@ -137,11 +139,11 @@ class Engine:
         self._inbox.put(lambda: self._cancel(ask))
 
     def close(self, seconds: float = 10.0) -> None:
-        """End all texts and the thread."""
+        """End all texts and the thread, which is waited for so long; the first time, that is."""
         with self._lock:
-            self._closed = True
+            waits, self._closed = not self._closed, True
         self._inbox.put(lambda: None)
-        self._thread.join(seconds)
+        self._thread.join(seconds if waits else 0)
 
     # ---- in its own thread ----------------------------------------
 
@@ -246,4 +248,5 @@ def _piece(running: _Running, row: Row, text: str) -> Piece:
         n_certain = min(n_certain, bisect.bisect_left(row.ends, len(row.text)) + 1) if row.text else 0
     begin, running.n_sent = running.n_sent, max(running.n_sent, n_certain)
     ids = row.ids[row.n_prompt + begin : row.n_prompt + running.n_sent]
-    return Piece(running.index, text, ids, row.logprobs[begin : running.n_sent], row.finish_reason)
+    starts = [0, *row.ends][begin : running.n_sent]
+    return Piece(running.index, text, ids, starts, row.logprobs[begin : running.n_sent], row.finish_reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.responses import Response
@@ -56,11 +56,19 @@ def error_response(error: ApiError) -> Response:
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
 
 
-def too_long(n_prompt: int, most: int, context_length: int) -> ApiError:
+def check_ids(ids: Sequence[int], n_ids: int) -> None:
+    """`ApiError` for no token, and for one that a tokenizer of so many lacks: a padded model has more."""
+    if not ids:
+        raise ApiError(400, "the prompt is empty: give at least one token", param="prompt")
+    if bad := [i for i in ids if not 0 <= i < n_ids]:
+        raise ApiError(400, f"token id {bad[0]} is outside the tokenizer's 0..{n_ids - 1}", param="prompt")
+
+
+def too_long(n_prompt: int, most: int, context_length: int, param: str = "prompt") -> ApiError:
     """A prompt that does not fit."""
     return ApiError(
         400,
         f"the prompt has {n_prompt} tokens and may have {most}: the model's context is {context_length} tokens",
-        param="prompt",
+        param=param,
         code="context_length_exceeded",
     )

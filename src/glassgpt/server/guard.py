@@ -81,7 +81,11 @@ class Guard:
             raise ApiError(403, f"pages of {origin[:100]} may not ask this server", code="origin_not_allowed")
         client = (scope.get("client") or ("?",))[0]
         if self._options.api_key and not (scope["path"] in OPEN or scope["path"].startswith(PAGE)):
-            client = self._key(headers)
+            try:
+                client = self._key(headers)
+            except ApiError:
+                self._rate.count(client)  # guesses, too
+                raise
         self._rate.count(client)
 
     def _key(self, headers: Headers) -> str:
@@ -154,7 +158,7 @@ class Guard:
                 line["seconds_to_first"] = round(texts.seconds_to_first, 4)
         if rows:
             line["texts"] = [row.text for row in rows]
-        _log.info("%s", json.dumps(line))
+        _log.info("%s", json.dumps(line), extra={"facts": line})
 
 
 class Rate:

@@ -63,7 +63,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
         ids = await asyncio.to_thread(served.encode, body.prompt or "")
     answer: dict[str, Any] = {"count": len(ids), "max_model_len": served.context_length, "tokens": ids}
     if body.return_token_strs:
-        answer["token_strs"] = [served.tokenizer.decode((i,)) for i in ids]
+        answer["token_strs"] = await asyncio.to_thread(lambda: [served.tokenizer.decode((i,)) for i in ids])
     return JSONResponse(answer)
 
 
@@ -72,7 +72,7 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     """The text of tokens."""
     served = find_model(request, body.model)
     try:
-        return JSONResponse({"prompt": served.tokenizer.decode(body.tokens)})
+        return JSONResponse({"prompt": await asyncio.to_thread(served.tokenizer.decode, body.tokens)})
     except ValueError as error:
         raise ApiError(400, str(error), param="tokens") from None
 

@@ -27,11 +27,11 @@ Ids = Annotated[list[Id], _FIRST_ERROR]
 _StopText = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 _BiasId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 
-UNIONS = {
+_UNIONS = {
     "prompt": "a text, a list of texts, a list of token ids, or a list of such lists",
     "stop": f"a text of 1 to 1000 characters, or a list of at most {MOST_STOPS}",
 }
-"""In words, for fields where a message about each alternative would confuse."""
+"""In words, for fields of a completion where a message about each alternative would confuse."""
 
 REFUSED = frozenset(
     (
@@ -80,7 +80,7 @@ class SamplingFields(Strict):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = Field(None, description="0 and -1 keep all")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[_BiasId, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
@@ -134,6 +134,7 @@ class CompletionRequest(Sampled):
         | Annotated[list[Ids], _FIRST_ERROR, Field(min_length=1)]
         | None
     ) = Field(None, description="none begins from nothing, with the end of text")
+    max_tokens: Annotated[int, Field(ge=0)] | None = Field(None, description="0 with echo, for the prompt alone")
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     best_of: Literal[1] | None = None
@@ -224,8 +225,8 @@ def describe(errors: Sequence[Mapping[str, Any]], body: type[BaseModel] | None =
         return f"unknown field {path!r}" + (f": {nearest(path, known)}" if known else ""), path
     if first["type"] == "missing":
         return f"{_path(where)} is missing", _path(where)
-    if top in UNIONS:
-        return f"{top} must be {UNIONS[top]}", top
+    if top in _UNIONS and body is not None and issubclass(body, Sampled):
+        return f"{top} must be {_UNIONS[top]}", top
     return f"{_path(where)}: {first['msg']}", _path(where)
 
 

@@ -14,7 +14,7 @@ from glassgpt.generation.row import Row
 from glassgpt.generation.text import decoder_for
 from glassgpt.server.chat import Chat, chat_for
 from glassgpt.server.engine import Engine
-from glassgpt.server.errors import ApiError, too_long
+from glassgpt.server.errors import ApiError, check_ids, too_long
 from glassgpt.server.settings import ServerOptions
 from glassgpt.tokenizer import Tokenizer
 
@@ -88,17 +88,13 @@ class Served:
         if n * n_prompts > self.options.max_n:
             raise ApiError(400, f"n {n} for {n_prompts} prompts: {self.options.max_n} texts are allowed", param="n")
 
-    def check(self, ids: Sequence[int]) -> list[int]:
+    def check(self, ids: Sequence[int], param: str = "prompt") -> list[int]:
         """A prompt that fits; of an empty one the end of text. `ApiError` for one that does not."""
         if not ids and self.tokenizer.eot_id is not None:
             ids = [self.tokenizer.eot_id]
-        if not ids:
-            raise ApiError(400, "the prompt is empty: give at least one token", param="prompt")
+        check_ids(ids, self.tokenizer.n_vocab)
         if len(ids) > self.most_prompt_tokens:
-            raise too_long(len(ids), self.most_prompt_tokens, self.context_length)
-        vocab_size = self.engine.decoder.vocab_size
-        if bad := [i for i in ids if not 0 <= i < vocab_size]:
-            raise ApiError(400, f"token id {bad[0]} is outside the model's 0..{vocab_size - 1}", param="prompt")
+            raise too_long(len(ids), self.most_prompt_tokens, self.context_length, param)
         return list(ids)
 
     def rows(
@@ -108,23 +104,26 @@ class Served:
         asked: Mapping[str, Any],
         max_tokens: int | None,
         default_tokens: int,
+        scored: bool = False,
     ) -> list[Row]:
         """`n` rows for each prompt. With a seed the others of a prompt have the next seeds.
 
-        A row ends at the context's edge at the latest. `ApiError` for more than may be asked for.
+        Of `scored` prompts the log-probabilities are wanted, and for 0 new tokens nothing else. A row ends at the
+        context's edge at the latest. `ApiError` for more than may be asked for.
         """
         limit = self.options.max_tokens
         if limit is not None and max_tokens is not None and max_tokens > limit:
             raise ApiError(400, f"max_tokens {max_tokens} is more than the {limit} allowed", param="max_tokens")
-        most = max_tokens or min(default_tokens, limit or default_tokens)
+        most = min(default_tokens, limit or default_tokens) if max_tokens is None else max_tokens
         rows = []
         try:
             for prompt in prompts:
                 room = self.context_length - len(prompt)
-                generation = Generation.from_dict({**asked, "max_new_tokens": min(most, room)})
+                generation = Generation.from_dict({**asked, "max_new_tokens": max(1, min(most, room))})
                 for j in range(n):
                     seed = None if generation.seed is None else (generation.seed + j) % _SEEDS
-                    rows.append(Row(prompt, self.tokenizer, generation.replace(seed=seed)))
+                    own = generation.replace(seed=seed)
+                    rows.append(Row(prompt, self.tokenizer, own, scored=scored, writes=most > 0))
         except ValueError as error:
             param = str(error).split(" ", 1)[0]
             raise ApiError(400, _plain(error), param=param if param in Generation.rules() else None) from None

@@ -57,6 +57,8 @@ class ServerOptions(Options):
             given = (given,) if isinstance(given, str) else tuple(given)
             if not all(isinstance(text, str) and text.isascii() and text.strip() == text != "" for text in given):
                 raise ValueError(f"{name} must be ASCII text, and not empty")
+            if name == "allow_host":  # names have no case
+                given = tuple(text.lower() for text in given)
             object.__setattr__(self, name, given)
         for origin in self.cors:
             scheme, _, rest = origin.partition("://")

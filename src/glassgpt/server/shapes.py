@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from glassgpt.generation.row import Row
 from glassgpt.generation.sampling import TokenLogprobs
 from glassgpt.server.engine import Piece
-from glassgpt.tokenizer import Tokenizer
+from glassgpt.tokenizer import StreamDecoder, Tokenizer
 
 _LEAST = -9999.0  # stands for minus infinity, which JSON does not know
 
@@ -29,6 +30,7 @@ def joined(pieces: Sequence[Piece]) -> Piece:
         pieces[0].index,
         "".join(piece.text for piece in pieces),
         [i for piece in pieces for i in piece.ids],
+        [start for piece in pieces for start in piece.starts],
         [logprobs for piece in pieces for logprobs in piece.logprobs],
         pieces[-1].finish_reason,
     )
@@ -43,6 +45,14 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
+@dataclasses.dataclass(frozen=True)
+class Echo:
+    """What a text begins with: its prompt again, or nothing."""
+
+    text: str
+    row: Row
+
+
 class CompletionShape:
     """`/v1/completions`."""
 
@@ -50,49 +60,63 @@ class CompletionShape:
 
     def __init__(self, tokenizer: Tokenizer, wants_logprobs: bool, wants_ids: bool) -> None:
         self._tokenizer, self._wants_logprobs, self._wants_ids = tokenizer, wants_logprobs, wants_ids
-        self._offsets: dict[int, int] = {}
+        self._n_echoed: dict[int, int] = {}
 
-    def opening(self, index: int, echoed: str) -> list[dict[str, Any]]:
+    def opening(self, index: int, echo: Echo) -> list[dict[str, Any]]:
         """Chunks before the first token of a text."""
-        self._offsets[index] = len(echoed)
-        return [self._choice(index, echoed, None, [], [])] if echoed else []
+        self._n_echoed[index] = len(echo.text)
+        choice = self._choice(Piece(index, echo.text, [], [], []))
+        if echo.row.prompt_logprobs is not None:
+            choice["logprobs"] = self._logprobs_of_prompt(echo.row)
+        return [choice] if echo.text else []
 
     def chunks(self, piece: Piece) -> list[dict[str, Any]]:
         """Chunks for a piece of a text."""
-        return [self._choice(piece.index, piece.text, finish_reason(piece), piece.logprobs, piece.ids)]
+        return [self._choice(piece)]
 
-    def whole(self, piece: Piece, echoed: str) -> dict[str, Any]:
+    def whole(self, piece: Piece, echo: Echo) -> dict[str, Any]:
         """A text that has ended."""
-        self._offsets[piece.index] = len(echoed)
-        return self._choice(piece.index, echoed + piece.text, finish_reason(piece), piece.logprobs, piece.ids)
-
-    def _choice(
-        self, index: int, text: str, reason: str | None, logprobs: Sequence[TokenLogprobs], ids: list[int]
-    ) -> dict[str, Any]:
-        choice: dict[str, Any] = {
-            "index": index,
-            "text": text,
-            "logprobs": self._logprobs(index, logprobs) if self._wants_logprobs else None,
-            "finish_reason": reason,
-        }
-        if self._wants_ids:
-            choice["token_ids"] = ids
+        self._n_echoed[piece.index] = len(echo.text)
+        choice = self._choice(dataclasses.replace(piece, text=echo.text + piece.text))
+        if echo.row.prompt_logprobs is not None:
+            of_prompt, new = self._logprobs_of_prompt(echo.row), choice["logprobs"]
+            choice["logprobs"] = {name: [*values, *new[name]] for name, values in of_prompt.items()}
         return choice
 
-    def _logprobs(self, index: int, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
-        texts = [token_text(self._tokenizer, entry.token) for entry in logprobs]
-        offsets = []
-        for entry in logprobs:
-            offsets.append(self._offsets[index])
-            self._offsets[index] += len(self._tokenizer.decode((entry.token,)))
+    def _choice(self, piece: Piece) -> dict[str, Any]:
+        choice: dict[str, Any] = {
+            "index": piece.index,
+            "text": piece.text,
+            "logprobs": self._logprobs(piece) if self._wants_logprobs else None,
+            "finish_reason": finish_reason(piece),
+        }
+        if self._wants_ids:
+            choice["token_ids"] = piece.ids
+        return choice
+
+    def _logprobs(self, piece: Piece) -> dict[str, list[Any]]:
+        starts = [self._n_echoed[piece.index] + start for start in piece.starts]
+        return self._table([entry.token for entry in piece.logprobs], piece.logprobs, starts)
+
+    def _logprobs_of_prompt(self, row: Row) -> dict[str, list[Any]]:
+        """The first token has none: nothing comes before it."""
+        assert row.prompt_logprobs is not None
+        ids, decoder, starts = row.ids[: row.n_prompt], StreamDecoder(self._tokenizer), [0]
+        for token in ids[:-1]:
+            starts.append(starts[-1] + len(decoder.push(token)))
+        return self._table(ids, [None, *row.prompt_logprobs], starts)
+
+    def _table(
+        self, ids: Sequence[int], entries: Sequence[TokenLogprobs | None], starts: Sequence[int]
+    ) -> dict[str, list[Any]]:
         return {
-            "tokens": texts,
-            "token_logprobs": [max(entry.logprob, _LEAST) for entry in logprobs],
+            "tokens": [token_text(self._tokenizer, token) for token in ids],
+            "token_logprobs": [entry and max(entry.logprob, _LEAST) for entry in entries],
             "top_logprobs": [
-                {token_text(self._tokenizer, token): max(value, _LEAST) for token, value in entry.top}
-                for entry in logprobs
+                entry and {token_text(self._tokenizer, token): max(value, _LEAST) for token, value in entry.top}
+                for entry in entries
             ],
-            "text_offset": offsets,
+            "text_offset": list(starts),
         }
 
 
@@ -104,7 +128,7 @@ class ChatShape:
     def __init__(self, tokenizer: Tokenizer, wants_logprobs: bool, wants_ids: bool) -> None:
         self._tokenizer, self._wants_logprobs, self._wants_ids = tokenizer, wants_logprobs, wants_ids
 
-    def opening(self, index: int, echoed: str) -> list[dict[str, Any]]:
+    def opening(self, index: int, echo: Echo) -> list[dict[str, Any]]:
         """Chunks before the first token of a text."""
         return [self._choice(index, {"delta": {"role": "assistant", "content": ""}}, None, [], [])]
 
@@ -118,7 +142,7 @@ class ChatShape:
             found.append(self._choice(piece.index, {"delta": {}}, finish_reason(piece), [], []))
         return found
 
-    def whole(self, piece: Piece, echoed: str) -> dict[str, Any]:
+    def whole(self, piece: Piece, echo: Echo) -> dict[str, Any]:
         """A text that has ended."""
         message = {"message": {"role": "assistant", "content": piece.text, "refusal": None}}
         return self._choice(piece.index, message, finish_reason(piece), piece.logprobs, piece.ids)
@@ -148,6 +172,6 @@ class ChatShape:
         return {"token": text, "logprob": max(logprob, _LEAST), "bytes": list(data)}
 
 
-def envelope(identity: str, kind: str, model: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+def envelope(identity: str, created: int, model: str, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
     """What every answer and every chunk begins with."""
-    return {"id": identity, "object": kind, "created": int(time.time()), "model": model, "choices": choices}
+    return {"id": identity, "object": kind, "created": created, "model": model, "choices": choices}

@@ -106,7 +106,12 @@ async def listening(work: Awaitable[Any], receive: Receive, seconds: float) -> A
             return working.result()
         if gone.done():
             raise ClientGoneError
-        raise ApiError(408, f"the answer took longer than {seconds:g} s: ask for fewer tokens", code="timeout")
+        raise ApiError(
+            408,
+            "the answer took longer than this server allows: ask for fewer tokens",
+            code="timeout",
+            headers={"x-should-retry": "false"},  # OpenAI's clients would have it written twice more
+        )
     finally:
         for task in (working, gone):
             task.cancel()

@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import json
 import re
+import signal
 import sys
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ _MARKS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 def main() -> None:
     """Until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, whose end closes the pipe
     _limit_memory()
     environment = _environment()
     for line in sys.stdin.buffer:

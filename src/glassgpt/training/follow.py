@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from glassgpt.device import set_threads
 from glassgpt.json_file import read_json
 from glassgpt.training.build import Trainee
 from glassgpt.training.ranks import Ranks, code_digest
@@ -37,17 +38,18 @@ def record_of(request: Request, device: torch.device, **more: object) -> dict[st
 
 
 def word_of(out: Path, step: int) -> str:
-    """What rank 0 tells the others of its run: the step to begin with, and what both are known by."""
-    return json.dumps({"step": step, **_digests(out, step)})
+    """What rank 0 tells the others of its run: the step to begin with, its threads, and what both are known by."""
+    return json.dumps({"step": step, "threads": torch.get_num_threads(), **_digests(out, step)})
 
 
 def follow(out: Path, ranks: Ranks, device: torch.device) -> tuple[Prepared, Trainee, RunState]:
-    """The run in `out`, once rank 0 has it ready, from the checkpoint that it begins with.
+    """The run in `out`, once rank 0 has it ready, from the checkpoint that it begins with. Computes with its threads.
 
     `ValueError` where this rank finds another run there, or none: the directory must be the same for all.
     """
     word = json.loads(ranks.told())
     step = word.pop("step")
+    set_threads(word.pop("threads"))
     checkpoint = checkpoint_at(out, step)
     try:
         found = _digests(out, step)

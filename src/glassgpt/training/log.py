@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from glassgpt.files import write_text
+from glassgpt.files import sync, write_text
 from glassgpt.training.run_directory import CSV, LOG, SAMPLES
 
 _COLUMNS = (
@@ -67,6 +67,12 @@ class RunLog:
     def sample(self, step: int, text: str) -> None:
         """What the model wrote after `step` steps, into `samples.jsonl`."""
         self._append({"step": step, "text": text}, SAMPLES)
+
+    def sync(self) -> None:
+        """Onto the disk: a checkpoint that comes after must not outlive the lines that led to it."""
+        for name in (LOG, CSV, SAMPLES):
+            if (self._run / name).exists():
+                sync(self._run / name)
 
     def _append(self, record: dict[str, Any], name: str = LOG) -> dict[str, Any]:
         record["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

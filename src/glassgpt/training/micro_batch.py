@@ -49,6 +49,7 @@ def choose_rows(settings: Settings, device: torch.device, config: GPTConfig, wor
         "config": config.to_dict(),
         "rows": rows,
         "optimizer": settings.optimizer,
+        "freeze": sorted(settings.freeze),
         "dtype": settings.dtype,
         "checkpointing": settings.activation_checkpointing,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -11,7 +11,9 @@ import dataclasses
 import json
 import logging
 import os
+import secrets
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -22,6 +24,9 @@ BEAT = 1.0
 """Seconds between beats. Time is counted in our own beats, so that nobody is lost while this process is stopped."""
 SILENT = 25
 """Beats of ours without one of another rank after which that is lost: many, because a machine may be busy."""
+ARRIVAL_SECONDS = 600.0
+"""That ranks may come after each other: a machine may import from a slow disk."""
+_POLL = 0.1  # seconds
 _MISSED = 4  # the same, once a sum has failed: then some rank is lost
 _GRACE = 8.0  # seconds that a main thread has to end by itself, which is tidier, when another rank has failed
 
@@ -61,7 +66,44 @@ class Seat:
 
     def speaks(self, lost: set[int]) -> bool:
         """Whether this rank tells the user of its machine about ranks that cannot."""
-        return self.rank == next(rank for rank in self.machine() if rank not in lost)
+        return self.rank == next((rank for rank in self.machine() if rank not in lost), self.rank)
+
+
+def assembled(seat: Seat, store: Store) -> str:
+    """Wait until all ranks are here; the name of the part of `store` that is theirs alone, with a first beat of each.
+
+    The store may hold what ranks before a restart have left, or still write: `torchrun` counts restarts on each machine
+    for itself, so its count is no common name. Rank 0 chooses one, and answers each greeting with it.
+    `RuntimeError` with the ranks that do not come.
+    """
+    me, name, until = secrets.token_hex(8), "", time.monotonic() + ARRIVAL_SECONDS
+    store.set(f"hello/{seat.rank}", me)
+    answered: dict[int, str] = {}
+    while True:
+        if seat.rank == 0:
+            name = me
+            for rank in range(1, seat.world_size):
+                if (hello := _peek(store, f"hello/{rank}")) and answered.get(rank) != hello:
+                    store.set(f"welcome/{rank}", f"{hello} {name}")
+                    answered[rank] = hello
+        elif (welcome := _peek(store, f"welcome/{seat.rank}")) and welcome.startswith(me):
+            name = welcome.partition(" ")[2]  # another one where rank 0 is another one now
+        if name:
+            store.set(f"{name}/beat/{seat.rank}", "0")
+        missing = [rank for rank in range(seat.world_size) if not (name and store.check([f"{name}/beat/{rank}"]))]
+        if not missing:
+            return name
+        if time.monotonic() > until:
+            names = ", ".join(map(str, missing)) if name else "0"
+            raise RuntimeError(
+                f"of {seat.world_size} ranks these did not come within {ARRIVAL_SECONDS:g} s: {names}; all ranks stop"
+            )
+        time.sleep(_POLL)
+
+
+def _peek(store: Store, key: str) -> str:
+    """A value, "" where there is none yet."""
+    return store.get(key).decode() if store.check([key]) else ""
 
 
 def meet() -> None:
@@ -70,7 +112,7 @@ def meet() -> None:
 
 
 class RankWatch:
-    """Beats for this rank, and listens for the others, until the body of `with` ends.
+    """Beats for this rank, and listens for the others, which have all beaten once, until the body of `with` ends.
 
     Should the main thread hang in a sum that nobody will finish, the watch ends the process with exit code 1: nothing
     else can interrupt it.
@@ -84,8 +126,6 @@ class RankWatch:
         self._thread = threading.Thread(target=self._run, name="rank watch", daemon=True)
 
     def __enter__(self) -> Self:
-        self._store.set(self._beats[self._seat.rank], "0")
-        meet()
         self._thread.start()
         return self
 

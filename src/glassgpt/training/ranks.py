@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from glassgpt.training.rank_watch import OtherRankError, RankWatch, Seat, Store, meet
+from glassgpt.training.rank_watch import OtherRankError, RankWatch, Seat, Store, assembled, meet
 from glassgpt.training.shards import is_sharded
 
 _BUCKET = 2**23  # numbers in one reduction: 32 MB, large enough for the network, small beside the gradients
@@ -171,18 +171,22 @@ def joined() -> Iterator[Ranks]:
     seat = Seat.from_environment()
     if seat.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(seat.local_rank)
-    # the store may outlive a restart and this run: what it holds of them must not be taken for this one's
-    number = next(_RUNS)
-    name = f"glassgpt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{number}"
-    ours = not dist.is_initialized()
-    if ours:
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        store = _store(seat, name, host=seat.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
-        dist.init_process_group(backend, store=store, rank=seat.rank, world_size=seat.world_size, timeout=_TIMEOUT)
-    store = _store(seat, name)  # a connection of its own: nobody waits while the group waits
-    store.set(f"agent/{seat.rank}", _agent(number))
+    number, ours = next(_RUNS), not dist.is_initialized()
+    hosts = ours and seat.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    of_group = _store(seat, hosts)
+    name = assembled(seat, dist.PrefixStore("glassgpt", of_group))  # type: ignore[attr-defined]
+    name = f"glassgpt/{name}"
+    # a connection of its own: nobody waits while the group waits
+    store = dist.PrefixStore(name, _store(seat))  # type: ignore[attr-defined]
     with RankWatch(seat, store) as watch:
         try:
+            if ours:
+                backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+                of_group = dist.PrefixStore(f"{name}/group", of_group)  # type: ignore[attr-defined]
+                dist.init_process_group(
+                    backend, store=of_group, rank=seat.rank, world_size=seat.world_size, timeout=_TIMEOUT
+                )
+            store.set(f"agent/{seat.rank}", _agent(number))
             agents = [store.get(f"agent/{rank}").decode() for rank in range(seat.world_size)]
             yield _Joined(seat, watch, store, list(dict.fromkeys([_agent(number), *agents])))
             with watch.explained():
@@ -190,7 +194,10 @@ def joined() -> Iterator[Ranks]:
         except OtherRankError:
             raise
         except Exception as error:
-            raise watch.failed(error) from error
+            told = watch.failed(error)
+            if told is error:
+                raise
+            raise told from error
     if ours:
         dist.destroy_process_group()
 
@@ -204,13 +211,12 @@ def _is_joined() -> bool:
     return all(name in os.environ for name in _ENVIRONMENT)
 
 
-def _store(seat: Seat, name: str, host: bool = False) -> Store:
-    """The part called `name` of the store of `torchrun`, or of rank 0 where that is the `host`."""
+def _store(seat: Seat, host: bool = False) -> Store:
+    """A connection to the store of `torchrun`, or of rank 0 where that is the `host`."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(  # type: ignore[attr-defined]
+    return dist.TCPStore(  # type: ignore[attr-defined]
         address, port, seat.world_size, is_master=host, wait_for_workers=False
     )
-    return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
 
 
 def _agent(number: int) -> str:

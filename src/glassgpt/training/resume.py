@@ -48,12 +48,11 @@ _PLANS = ("time: ", "steps: ", "the text is read ")
 
 def reopen(
     out: Path, request: Request, change: bool = False, *, verify: bool = True
-) -> tuple[Prepared, Settings, int | None]:
+) -> tuple[Prepared, Settings, RunRecord]:
     """A run that was prepared before, to be resumed.
 
-    Besides it, its settings as they were before this resume changed any, and the number of threads it computes with, if
-    that is known. What contradicts the run is a `ValueError` that says how, unless it may `change`. To `verify` the
-    data hashes it.
+    Besides it, its settings as they were before this resume changed any, and its record. What contradicts the run is a
+    `ValueError` that says how, unless it may `change`. To `verify` the data hashes it.
     """
     if not (out / RUN_FILE).exists():
         raise FileNotFoundError(f"{out} holds no run to resume: {RUN_FILE} is missing")
@@ -78,7 +77,7 @@ def reopen(
     prepared = Prepared(
         record.config, settings, tokenizer, train, validation, record.baselines, choices, record.source, early
     )
-    return prepared, before, record.threads
+    return prepared, before, record
 
 
 def record_changes(out: Path, prepared: Prepared, agents: Sequence[str] = ()) -> None:

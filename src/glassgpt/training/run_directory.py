@@ -108,6 +108,11 @@ def check_new(out: Path, overwrite: bool) -> None:
         raise ValueError(f"{out} already holds a run: resume it, choose another directory, or overwrite it")
 
 
+def holds_run(out: Path) -> bool:
+    """As `is_run`, and where a kill has left a whole run that is still to move up: a resume finishes that."""
+    return is_run(out) or (out / _WHOLE).is_dir() or (out / _MOVE).is_dir()
+
+
 def is_run(directory: Path) -> bool:
     """Whether `train` wrote what is in `directory`."""
     try:

@@ -41,6 +41,7 @@ class RunRecord:
     """Of the weights that the run began with; None: from scratch, or written by an older version."""
     early: tuple[int, ...]
     threads: int | None
+    ranks: int | None
     torch: str | None
     device: str | None
 
@@ -75,6 +76,7 @@ def read_run(run: Path) -> RunRecord:
             source_fingerprint=record.get("source_fingerprint"),
             early=tuple(record.get("early_evaluations", ())),
             threads=record.get("threads"),
+            ranks=record.get("ranks"),
             torch=record.get("torch"),
             device=record.get("device"),
         )

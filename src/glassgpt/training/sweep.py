@@ -29,7 +29,7 @@ from glassgpt.training.look import Look, look
 from glassgpt.training.plot_sweep import plot_sweep
 from glassgpt.training.progress import Progress
 from glassgpt.training.repeat import request_of
-from glassgpt.training.run_directory import MAX_RUN_BYTES, is_run, locked
+from glassgpt.training.run_directory import MAX_RUN_BYTES, holds_run, is_run, locked
 from glassgpt.training.settings import Settings
 from glassgpt.training.train import train
 from glassgpt.training.train_file import merged
@@ -200,15 +200,12 @@ def sweep(
             message(f"run {number} of {len(values)}: {name}")
             with view() as progress:
                 try:
-                    if is_run(out / name):
+                    if holds_run(out / name):
                         machine = {key: base[key] for key in ("device", "threads") if key in base}
                         result = train(out=out / name, resume=True, progress=progress, **machine)
                     else:
                         result = train(**with_values(base, each), out=out / name, progress=progress)
-                except (
-                    RuntimeError,
-                    MemoryError,
-                ) as error:  # the loss was not finite, or the model is too large for the memory
+                except (RuntimeError, MemoryError) as error:  # the loss was not finite, or the memory too small
                     failed[name] = " ".join(str(error).split())
                     message(f"failed: {failed[name]}")
             _write(out, base, failed)

@@ -156,7 +156,7 @@ def _ready(
         prepared, state = _reopen(out, request, change, threads, device, progress)
         return prepared, None, state
     check_new(out, overwrite)
-    if request.like is not None and request.world_size == 1:
+    if request.like is not None and request.like.record.ranks in (None, request.world_size):
         _use_threads(threads, request.like.record.threads)
     elif threads is not None:
         set_threads(threads)
@@ -191,9 +191,13 @@ def _reopen(
     out: Path, request: Request, change: bool, threads: int | None, device: torch.device, progress: Progress
 ) -> tuple[Prepared, RunState]:
     """A run as its newest good checkpoint has it."""
-    prepared, before, begun_with = reopen(out, request, change)
-    if request.world_size == 1:
-        _use_threads(threads, begun_with)
+    prepared, before, record = reopen(out, request, change)
+    if record.ranks in (None, request.world_size):
+        _use_threads(threads, record.threads)
+    elif prepared.config.drop_rate:
+        _log.warning(
+            "this run began with %d ranks: with %d its dropout is another one", record.ranks, request.world_size
+        )
     path, state = newest_checkpoint(out)
     if request.minutes is not None:
         patience = request.settings.get("patience")
@@ -321,7 +325,7 @@ def _threads_restored() -> Iterator[None]:
 def stop_requested() -> Iterator[Callable[[], bool]]:
     """Turns the first Ctrl-C, or SIGTERM, into a stop request that the loop checks between steps.
 
-    A second one interrupts.
+    A second Ctrl-C interrupts. A second SIGTERM does not: `torchrun` hands on what the system has sent to all already.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's alone
@@ -336,7 +340,7 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
 
     def ask(*_: Any) -> None:
         asked.set()
-        restore_handlers()
+        signal.signal(signal.SIGINT, before[0])
 
     for s in signals:
         signal.signal(s, ask)

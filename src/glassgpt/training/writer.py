@@ -88,6 +88,8 @@ class RunWriter:
 
     def _save(self, trainee: Trainee, state: RunState) -> Path:
         """See `save_checkpoint`: of an unsharded model rank 0 alone saves."""
+        if self._writes:
+            self._log.sync()
         if self._writes or trainee.sharded:
             return save_checkpoint(self._directory, trainee, self._prepared.tokenizer, state, self._ranks)
         return checkpoint_at(self._directory, state.step)

@@ -27,15 +27,14 @@ def encode(work: Work, tasks: Iterable[int], processes: int, told: Callable[[int
     """As `encode_here`, in so many processes. What goes wrong in one of them is raised here, and ends all."""
     waiting = deque(tasks)
     heard: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
-    team = [_start(work) for _ in range(min(processes, len(waiting)))]
-    listeners = [
-        threading.Thread(target=_listen, args=(number, member, heard), daemon=True)
-        for number, member in enumerate(team)
-    ]
+    team: list[subprocess.Popen[str]] = []
+    listeners: list[threading.Thread] = []
     busy = set()
     try:
-        for listener in listeners:
-            listener.start()
+        for number in range(min(processes, len(waiting))):
+            team.append(_start(work))
+            listeners.append(threading.Thread(target=_listen, args=(number, team[-1], heard), daemon=True))
+            listeners[-1].start()
         for number, member in enumerate(team):
             _give(member, waiting.popleft())
             busy.add(number)
@@ -100,6 +99,10 @@ def _give(member: subprocess.Popen[str], task: int) -> None:
 
 def _listen(number: int, member: subprocess.Popen[str], heard: queue.Queue[tuple[int, dict[str, Any] | None]]) -> None:
     assert member.stdout is not None
-    for line in member.stdout:
-        heard.put((number, json.loads(line)))
-    heard.put((number, None))
+    try:
+        for line in member.stdout:
+            heard.put((number, json.loads(line)))
+    except ValueError:  # the end of a line that was begun when the process was killed
+        pass
+    finally:
+        heard.put((number, None))

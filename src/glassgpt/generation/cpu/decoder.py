@@ -18,7 +18,7 @@ from glassgpt.generation.cpu.team import Team, new_phases
 from glassgpt.generation.cpu.tiles import PANEL, has_float16
 from glassgpt.generation.cpu.tuning import ALONE, MEASURED_AHEAD, Tuner
 from glassgpt.generation.cpu.weights import Packed
-from glassgpt.generation.decoder import Draw, Prefix, Row, RunsAhead, Scores, Speculative
+from glassgpt.generation.decoder import Draw, Leaves, Prefix, ReadsAll, Row, RunsAhead, Scores, Speculative
 
 _PIECE = 64
 """Tokens whose scores are held at once."""
@@ -35,12 +35,12 @@ class _Prefix:
     """See `decoder.Prefix`: the keys and values of one row."""
 
     n_tokens: int
-    scores: Row
+    scores: Row | None
     keys: Array
     values: Array
 
 
-class CPUDecoder(Speculative, RunsAhead):
+class CPUDecoder(Speculative, RunsAhead, ReadsAll, Leaves):
     """Runs packed weights. A row's scores are equal bit for bit alone, in any batch and in any pieces.
 
     Keys and values lie in memory as `cache` says; a live row has one slot of them.
@@ -120,6 +120,14 @@ class CPUDecoder(Speculative, RunsAhead):
         self._values[:, slot, :, :n] = prefix.values[:, 0, :, :n]
         self._slots.append(slot)
         self._lengths.append(n)
+
+    def left_by(self, row: int, n_tokens: int) -> _Prefix:
+        """See `Leaves`."""
+        slot, panels = self._slots[row], -(-n_tokens // PANEL)
+        keys, values = self._memory(1, n_tokens)
+        keys[:, 0, :, :panels] = self._keys[:, slot, :, :panels]
+        values[:, 0, :, :n_tokens] = self._values[:, slot, :, :n_tokens]
+        return _Prefix(n_tokens, None, keys, values)
 
     def step(self, tokens: Sequence[int]) -> Scores:
         """See `Decoder`."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from glassgpt.generation.inspection import Place, describe_place, drawn_at, read_place
 from glassgpt.generation.options import Generation
-from glassgpt.server.errors import ApiError, too_long
+from glassgpt.server.errors import ApiError, check_ids, too_long
 
 if TYPE_CHECKING:
     from glassgpt.model import GPTModel
@@ -39,16 +39,11 @@ class Inspections:
         here. `ApiError` for a text that does not fit, and for an id or a position that there is not.
         """
         model, tokenizer = self._load(name)
-        if not ids:
-            raise ApiError(400, "the prompt is empty: give at least one token", param="prompt")
+        check_ids(ids, tokenizer.n_vocab)
         position = len(ids) if position is None else position
         if not 1 <= position <= len(ids):
             raise ApiError(
                 400, f"position {position} must be from 1 to {len(ids)}, the prompt's length", param="position"
-            )
-        if bad := [i for i in ids if not 0 <= i < tokenizer.n_vocab]:
-            raise ApiError(
-                400, f"token id {bad[0]} is outside the tokenizer's 0..{tokenizer.n_vocab - 1}", param="prompt"
             )
         if position > model.context_length:
             raise too_long(position, model.context_length, model.context_length)

@@ -95,58 +95,71 @@ async function tokenize(model, text) {
   return tokens.map((id, i) => ({ id, text: texts[i], probability: null, from: "prompt", draw: null }));
 }
 
+// Work that changes a pane's text, alone there from the first moment on: what is at work there is stopped first.
+async function alone(pane, work) {
+  const mine = new AbortController();
+  const before = pane.ended;
+  let ended;
+  pane.abort?.abort();
+  pane.abort = mine;
+  pane.ended = new Promise((resolve) => { ended = resolve; });
+  complain("");
+  drawButtons();
+  try {
+    await before;
+    if (!mine.signal.aborted) await guarded(() => work(mine.signal));
+  } finally {
+    if (pane.abort === mine) pane.abort = null;
+    drawButtons();
+    ended();
+  }
+}
+
 async function generate() {
   if (busy() || $("generate").disabled) return;
-  complain("");
   clearChoice(active);
   active = panes[0];
   const text = $("prompt").value;
-  await Promise.all(used().map((pane) => guarded(async () => {
+  await Promise.all(used().map((pane) => alone(pane, async (signal) => {
     pane.model = $(`model-${pane.number}`).value;
     const tokens = await tokenize(pane.model, text);
     pane.begin(tokens);
-    await write(pane);
+    await write(pane, signal);
   })));
 }
 
 async function swap(candidate) {
   const { pane, i } = lastAsked;
-  await branch(pane, i, { id: candidate.id, text: candidate.text, probability: candidate.probability, from: "you", draw: null });
+  await branch(pane, i, () => [{ id: candidate.id, text: candidate.text, probability: candidate.probability, from: "you", draw: null }]);
 }
 
-async function branch(pane, at, ...tokens) {
-  if (pane.abort) {
-    pane.abort.abort();
-    await pane.ended;
-  }
-  complain("");
-  clearChoice(pane);
-  pane.branch(at, ...tokens);
-  makeCurrent([...pane.text.children], pane.text.children[at]);
-  pane.text.children[at].focus(); // what had it is gone
-  await guarded(() => write(pane));
+async function branch(pane, at, tokens) {
+  await alone(pane, async (signal) => {
+    const first = await tokens();
+    clearChoice(pane);
+    pane.branch(at, ...first);
+    makeCurrent([...pane.text.children], pane.text.children[at]);
+    pane.text.children[at].focus(); // what had it is gone
+    await write(pane, signal);
+  });
 }
 
 // Have the pane's model go on with its text.
-async function write(pane) {
+async function write(pane, signal) {
   const { tokens } = pane;
   const options = inspector.options();
   const room = contexts.get(pane.model) - tokens.length;
   if (room < 1) throw new ServerError(400, `The text fills the context of ${pane.model}, ${whole(contexts.get(pane.model))} tokens.`);
   if (room < options.max_tokens) options.max_tokens = room;
   const body = { model: pane.model, prompt: tokens.length ? tokens.map((token) => token.id) : "", ...options, logprobs: 0, return_token_ids: true };
-  pane.abort = new AbortController();
-  let ended;
-  pane.ended = new Promise((resolve) => { ended = resolve; });
   pane.next.hidden = true;
-  drawButtons();
   const began = performance.now();
   let first = null;
   let n = 0;
   const rate = () => (n > 1 ? `${whole(n)} tokens, ${speed((n - 1) / ((performance.now() - first) / 1000))}` : "");
   let end = "";
   try {
-    for await (const { choices: [choice] } of server.stream("v1/completions", body, pane.abort.signal)) {
+    for await (const { choices: [choice] } of server.stream("v1/completions", body, signal)) {
       if (!choice) continue;
       if (!pane.tokens.length) { // an empty prompt begins with the end of text
         for (const id of choice.prompt_token_ids) pane.append({ id, text: "", probability: null, from: "prompt", draw: null });
@@ -163,13 +176,10 @@ async function write(pane) {
     end = error.name === "AbortError" ? "stopped" : "broken off";
     if (error.name !== "AbortError") throw error;
   } finally {
-    pane.abort = null;
     pane.next.hidden = false;
     pane.current.note = [rate(), { stop: "end of text", length: "" }[end] ?? end].filter(Boolean).join(", ");
     pane.rate.textContent = pane.current.note;
     pane.drawTree();
-    drawButtons();
-    ended();
     $("status").textContent = `${pane.model}: ${n} tokens written${end === "stopped" ? ", stopped" : ""}.`;
   }
 }
@@ -290,7 +300,9 @@ function setUpWriting() {
   const stop = () => panes.forEach((pane) => pane.abort?.abort());
   $("stop").addEventListener("click", stop);
   document.addEventListener("keydown", (event) => { if (event.key === "Escape" && busy()) stop(); });
-  $("continue").addEventListener("click", () => { complain(""); used().filter((pane) => pane.current).forEach((pane) => guarded(() => write(pane))); });
+  $("continue").addEventListener("click", () => {
+    if (!busy()) used().filter((pane) => pane.current).forEach((pane) => alone(pane, (signal) => write(pane, signal)));
+  });
   $("compare").addEventListener("click", () => {
     $("compare").setAttribute("aria-pressed", String(!sideBySide()));
     $("second").hidden = !sideBySide();
@@ -301,10 +313,10 @@ function setUpWriting() {
     const { pane, i } = lastAsked;
     const text = $("edit").value;
     if (!text) return;
-    guarded(async () => {
+    branch(pane, i, async () => {
       const tokens = await tokenize(pane.model, text);
       $("edit").value = "";
-      await branch(pane, i, ...tokens.map((token) => ({ ...token, from: "you" })));
+      return tokens.map((token) => ({ ...token, from: "you" }));
     });
   });
   $("model-0").addEventListener("change", () => { remember(); training.watch($("model-0").value); });
