@@ -302,6 +302,27 @@ def test_a_branch_may_begin_while_the_text_is_written(two_models: Running, watch
     expect(page.locator(".branches [aria-current]")).to_contain_text("from token 7")
 
 
+def test_what_is_asked_twice_at_once_is_written_once(two_models: Running, watched: Open, expect: Any) -> None:
+    page = watched().page
+    page.goto(two_models.address)
+    expect(page.locator("#model-0 option")).to_have_count(2)
+    page.locator("#max_tokens").fill("6")
+    page.locator("#prompt").fill(PROMPT)
+    enter = "new KeyboardEvent('keydown', {key: 'Enter', ctrlKey: true})"
+    page.evaluate(f"() => {{ for (const _ of [0, 1]) document.querySelector('#prompt').dispatchEvent({enter}); }}")
+    expect(page.locator("#continue")).to_be_visible()
+    new = page.locator(".token.from-model")
+    expect(new).to_have_count(6)
+    page.locator(".token").nth(3).click()
+    page.locator(".candidate").nth(1).wait_for()
+    page.evaluate("() => { const [, one] = document.querySelectorAll('.candidate'); one.click(); one.click(); }")
+    expect(page.locator("#continue")).to_be_visible()
+    expect(new).to_have_count(6)
+    expect(page.locator(".token.from-prompt")).to_have_count(3)
+    expect(page.locator(".token.from-you")).to_have_count(1)
+    assert two_models.models["first"].engine.n_open == 0
+
+
 def test_an_empty_prompt_begins_from_nothing(two_models: Running, watched: Open, expect: Any) -> None:
     page = watched().page
     page.goto(two_models.address)
