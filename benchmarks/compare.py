@@ -1,9 +1,11 @@
 """Times training beside its peers, taking turns, and prints one table of medians; `glassgpt bench` times decoding.
 
     python benchmarks/compare.py train [--nanogpt CHECKOUT] [--shape small|124M] [--rounds 3]
+    python benchmarks/compare.py where [--shape small|124M] [--contender "glassgpt bfloat16"]
 
 Weights are random: speed does not depend on them. Every contender runs in a fresh process, which also measures its
-peak memory.
+peak memory. Beside its rate stands the share of what this machine reaches in large products of the same number type.
+`where` profiles one of ours, and prints what a step's time goes to.
 """
 
 import argparse
@@ -24,6 +26,26 @@ SHAPES = {
     "124M": (768, 12, 12, 4),
 }  # width, heads, layers, batch; 256 tokens, GPT-2's vocabulary
 LENGTH = 256
+PARTS = {
+    "products": {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addmm_"},
+    "optimizer": {"aten::_fused_adamw_", "aten::_foreach_lerp_", "aten::_foreach_mul_", "aten::_foreach_norm"},
+    "softmax and its sums": {
+        *(
+            "aten::_softmax",
+            "aten::_softmax_backward_data",
+            "aten::exp_",
+            "aten::sum",
+            "aten::amax",
+            "aten::scatter_add_",
+        ),
+        *("aten::sub_", "aten::mul_", "aten::masked_fill_", "aten::gather"),
+    },
+    "GELU": {"aten::gelu", "aten::gelu_backward"},
+    "LayerNorm": {"aten::native_layer_norm", "aten::native_layer_norm_backward"},
+    "copies and other number types": {"aten::copy_", "aten::clone", "aten::cat", "aten::contiguous"},
+    "sums of gradients and shortcuts": {"aten::add", "aten::add_", "aten::zero_", "aten::fill_"},
+    "embedding": {"aten::index_select", "aten::embedding_dense_backward"},
+}
 
 TRAINERS = (
     "nanoGPT",
@@ -38,15 +60,19 @@ TRAINERS = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("work", choices=("train", "one"))
+    parser.add_argument("work", choices=("train", "where", "one"))
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default: 3)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--shape", choices=SHAPES, help="default: both")
-    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--contender", default="glassgpt bfloat16", help="of `where` (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.work == "one":
         return one(arguments)
+    if arguments.work == "where":
+        for shape in [arguments.shape] if arguments.shape else SHAPES:
+            where(arguments.contender, shape, arguments.threads)
+        return 0
     trainers = list(TRAINERS)
     if arguments.nanogpt is None:
         trainers = [name for name in trainers if not name.startswith("nanoGPT")]
@@ -85,17 +111,19 @@ def compare(
                 sys.exit(f"{name} failed:\n{done.stderr}")
             results[name].append(json.loads(done.stdout.splitlines()[-1]))
     medians = {name: statistics.median(r["rate"] for r in rows) for name, rows in results.items()}
+    shares = {name: statistics.median(r["share"] for r in rows) for name, rows in results.items()}
     print(f"\n{title}; {given.threads} threads, medians of {given.rounds} turns\n")
     table_rows = [
         [
             name,
             f"{medians[name]:.1f}",
             f"{medians[name] / medians[base]:.2f}",
+            f"{100 * shares[name]:.0f} %",
             f"{max(r['memory'] for r in rows):.2f} GB",
         ]
         for name, rows in results.items()
     ]
-    print(table(["contender", "tokens/s", f"x {base}", "peak memory"], table_rows))
+    print(table(["contender", "tokens/s", f"x {base}", "of products' rate", "peak memory"], table_rows))
 
 
 def one(given: argparse.Namespace) -> int:
@@ -103,13 +131,51 @@ def one(given: argparse.Namespace) -> int:
 
     from glassgpt.cores import peak_memory
     from glassgpt.training.heap import heap_kept
+    from glassgpt.training.number_type import product_rate
 
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     with heap_kept() if given.contender.startswith("glassgpt") else contextlib.nullcontext():  # as `train` does
         rate = train_rate(given.contender, given.shape, given.nanogpt)
-    print(json.dumps({"rate": rate, "memory": (peak_memory() or 0) / 1e9}))
+    memory = (peak_memory() or 0) / 1e9
+    dtype = "bfloat16" if "bfloat16" in given.contender else "float32"
+    share = rate * flops_per_token(given.shape) / product_rate(dtype, torch.device("cpu"))
+    print(json.dumps({"rate": rate, "memory": memory, "share": share}))
     return 0
+
+
+def flops_per_token(shape: str) -> float:
+    """Of all products of a step: two for each weight and use, three times over with the backward pass."""
+    width, _, layers, _ = SHAPES[shape]
+    return 6 * (12 * layers * width**2 + 50257 * width) + 12 * layers * width * LENGTH / 2
+
+
+def where(contender: str, shape: str, threads: int) -> None:
+    """Profile a few steps, and print the parts of their time."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from glassgpt.training.heap import heap_kept
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    width, heads, layers, batch = SHAPES[shape]
+    x, y = (torch.randint(0, 50257, (batch, LENGTH)) for _ in range(2))
+    step = trainer(contender, width, heads, layers, None)
+    with heap_kept():
+        for _ in range(2):
+            step(x, y)
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            for _ in range(3):
+                step(x, y)
+    seconds: dict[str, float] = {}
+    for event in profiled.key_averages():
+        part = next((part for part, names in PARTS.items() if event.key in names), "the rest")
+        seconds[part] = seconds.get(part, 0.0) + event.self_cpu_time_total / 1e6 / 3
+    total = sum(seconds.values())
+    print(f"\n{contender}, {layers} layers x {width}, {batch} x {LENGTH} tokens: {1000 * total:.0f} ms a step\n")
+    rows = sorted(seconds.items(), key=lambda item: -item[1])
+    print(table(["part", "ms", "share"], [[p, f"{1000 * s:.0f}", f"{100 * s / total:.0f} %"] for p, s in rows]))
 
 
 def train_rate(contender: str, shape: str, nanogpt: Path | None) -> float:

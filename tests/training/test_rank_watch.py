@@ -7,12 +7,13 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch.distributed as dist
 
 from glassgpt.training import rank_watch
-from glassgpt.training.rank_watch import OtherRankError, RankWatch, Seat
+from glassgpt.training.rank_watch import OtherRankError, RankWatch, Seat, assembled
 
 
 @pytest.fixture(autouse=True)
@@ -98,10 +99,49 @@ def test_the_first_error_is_the_one_that_is_told() -> None:
         assert json.loads(store.get("failed")) == [1, "no such text"]
 
 
+def arriving(pool: ThreadPoolExecutor, store: object, *ranks: int, n: int = 3) -> list[Future[str]]:
+    return [pool.submit(assembled, Seat(rank, n, rank, n), store) for rank in ranks]
+
+
+def test_ranks_meet_under_a_name_of_their_own_whatever_earlier_ones_have_left() -> None:
+    store, names = dist.HashStore(), []
+    with ThreadPoolExecutor(3) as pool:
+        for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
+            found = [future.result(60) for future in arriving(pool, store, *order)]
+            assert len(set(found)) == 1
+            names += found[:1]
+            assert all(store.get(f"{found[0]}/beat/{rank}") == b"0" for rank in range(3))
+    assert len(set(names)) == 3
+
+
+def test_a_rank_0_that_was_started_again_is_followed() -> None:
+    """One that had welcomed a rank and then died: the rank has not gone on without all."""
+    store = dist.HashStore()
+    with ThreadPoolExecutor(3) as pool:
+        (waiting,) = arriving(pool, store, 1)
+        while not store.check(["hello/1"]):
+            time.sleep(0.01)
+        hello = store.get("hello/1").decode()
+        store.set("welcome/1", f"{hello} dead")
+        while not store.check(["dead/beat/1"]):
+            time.sleep(0.01)
+        others = arriving(pool, store, 2, 0)
+        assert len({future.result(60) for future in (waiting, *others)}) == 1
+
+
+def test_ranks_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_watch, "ARRIVAL_SECONDS", 0.5)
+    with ThreadPoolExecutor(2) as pool:
+        for there, names in (((0, 2), "1, 3"), ((1,), "0")):
+            for future in arriving(pool, dist.HashStore(), *there, n=4):
+                with pytest.raises(RuntimeError, match=f"of 4 ranks these did not come within 0.5 s: {names}; all"):
+                    future.result(60)
+
+
 def test_without_local_numbers_each_process_has_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
     seat = Seat.from_environment()
-    assert (list(seat.machine()), seat.speaks({1})) == ([3], True)
+    assert (list(seat.machine()), seat.speaks({1}), seat.speaks({3})) == ([3], True, True)

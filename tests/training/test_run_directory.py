@@ -14,7 +14,7 @@ import pytest
 from glassgpt import GPTConfig, load_model, train
 from glassgpt.training import run_directory, writer
 from glassgpt.training.records import TrainResult
-from glassgpt.training.run_directory import NEXT, locked, recover
+from glassgpt.training.run_directory import NEXT, holds_run, locked, recover
 
 CONFIG = GPTConfig(vocab_size=300, context_length=16, emb_dim=16, n_heads=2, n_layers=1, drop_rate=0.0)
 SETTINGS: dict[str, Any] = dict(steps=4, batch_size=4, eval_every=2, eval_batches=1, sample_tokens=0, dtype="float32")
@@ -202,6 +202,7 @@ def test_a_kill_at_any_moment_of_the_exchange_is_recovered(
                 finished = True
             except BoomError:
                 pass
+        assert holds_run(out)  # also while it moves up, when it has no `run.json`
         recover(out)
         outcomes += [name for name in wanted if files(out) == wanted[name]]
         assert len(outcomes) == int(out.name.removeprefix("run")) + 1

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from glassgpt import GPTConfig, train
+from glassgpt.training import log, writer
 from glassgpt.training.writer import publish
 
 
@@ -60,3 +62,25 @@ def test_editing_the_published_files_leaves_the_checkpoint_whole(tmp_path: Path)
         with (tmp_path / name).open("r+b") as file:  # in place, as an editor or `open("w")` does
             file.write(b"edited")
     assert {path.name: path.read_bytes() for path in source.iterdir() if path.is_file()} == before
+
+
+def test_the_log_is_on_the_disk_before_the_checkpoint_that_it_led_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut could leave the checkpoint, and a hole in the log that no resume fills."""
+    events, save = [], writer.save_checkpoint
+
+    def saved(*arguments: Any) -> Path:
+        events.append("checkpoint")
+        return save(*arguments)
+
+    monkeypatch.setattr(log, "sync", lambda path: events.append(path.name))
+    monkeypatch.setattr(writer, "save_checkpoint", saved)
+    text = tmp_path / "a.txt"
+    text.write_text("This is a line of a text.\n" * 50, encoding="utf-8")
+    shape = GPTConfig(vocab_size=257, context_length=8, emb_dim=8, n_heads=1, n_layers=1)
+    train([text], tmp_path / "run", shape=shape, tokenizer="byte", steps=4, eval_every=2, batch_size=2, dtype="float32")
+    assert events.count("checkpoint") == 3
+    assert "log.jsonl" in events[0 : events.index("checkpoint")]
+    between = " ".join(events).split("checkpoint")
+    assert all("log.jsonl" in part for part in between[:-1])
