@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glassgpt import GPTModel
-from glassgpt.generation.decoder import Decoder, Scores
+from glassgpt.generation.decoder import Decoder, ReadsAll, Scores
 from glassgpt.generation.graphs import GraphDecoder
 from glassgpt.generation.torch_decoder import CachedDecoder, NaiveDecoder
 
@@ -84,7 +84,12 @@ def test_pieces_of_any_size_give_the_scores_of_the_whole(
         move = data.draw(st.sampled_from(["read", "join", "step", "drop"]), "move")
         if move == "read" and len(tokens) < CONTEXT:
             new = data.draw(st.lists(token, min_size=1, max_size=CONTEXT - len(tokens)), "new")
-            known.append(([*tokens, *new], decoder.read(new, prefix)))
+            if isinstance(decoder, ReadsAll) and data.draw(st.booleans(), "all"):
+                read, scores = decoder.read_all(new, prefix)
+                agree(scores, model, [[*tokens, *new[: n + 1]] for n in range(len(new))])
+            else:
+                read = decoder.read(new, prefix)
+            known.append(([*tokens, *new], read))
         elif move == "join" and prefix is not None:
             decoder.join(prefix)
             rows.append(tokens)

@@ -63,9 +63,7 @@ class Decoder(Protocol):
         prefixes = [self.read(prompt) for prompt in prompts]
         for prefix in prefixes:
             self.join(prefix)
-        scores = [prefix.scores for prefix in prefixes]
-        assert all(of_one is not None for of_one in scores)
-        return np.stack(scores)  # type: ignore[arg-type]
+        return np.stack([prefix.scores for prefix in prefixes if prefix.scores is not None])
 
     def step(self, tokens: Sequence[int]) -> Scores:
         """Append one token to each live row; scores after them. `ValueError` where a row is full."""

@@ -49,9 +49,9 @@ class Row:
         scored: bool = False,
         writes: bool = True,
     ) -> None:
-        """`on_overflow` hears the context length once the text exceeds it. The log-probabilities of the prompt's own
-        tokens are wanted where it is `scored`; where it not `writes`, they are all. `ValueError` for an empty prompt,
-        and for a bias of a token that there is not.
+        """`on_overflow` hears the context length once the text exceeds it. `scored`: the log-probabilities of the
+        prompt's own tokens are wanted, too; without `writes` nothing else is. `ValueError` for an empty prompt, and for
+        a bias of a token that there is not.
         """
         if not prompt:
             raise ValueError("the prompt is empty: give at least one token")

@@ -18,6 +18,7 @@ IGNORE = -100
 
 _PIECE = 2**24  # scores at once: 64 MB in float32
 _COLUMNS = 2**13  # of the vocabulary, in one product
+_ALIGNED = 64  # columns: a GPU's matrix units want rows that begin at a multiple of 16 bytes
 _BLOCK = 2**19  # of these, so many at a time go through the softmax, which stays in the processor's cache
 
 
@@ -43,9 +44,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_hidden = torch.zeros_like(hidden) if needs_grad else None
             total = hidden.new_zeros((), dtype=torch.float32)
             parts = _slices(len(weight), _COLUMNS)
+            width = -(-len(weight) // _ALIGNED) * _ALIGNED
             for piece in _slices(len(hidden), _PIECE // len(weight)):
                 x, target = low_hidden[piece], targets[piece]
-                scores = torch.empty(len(x), len(weight), dtype=dtype, device=hidden.device)
+                scores = torch.empty(len(x), width, dtype=dtype, device=hidden.device)[:, : len(weight)]
                 for part in parts:
                     torch.mm(x, low_weight[part].T, out=scores[:, part])
                 for block in _slices(len(x), (_BLOCK if device == "cpu" else _PIECE) // len(weight)):

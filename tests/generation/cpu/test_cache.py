@@ -108,13 +108,15 @@ def test_bits_are_equal_alone_in_steps_and_in_pieces(tiny_model: Make, shape: di
 def test_whatever_rows_go_through_their_bits_are_those_of_a_fresh_read(
     tiny_model: Make, threads: int, cache: str, data: st.DataObject
 ) -> None:
-    """Rows join, grow past the memory they begin with, are extended, cut and dropped, in one thread or in several."""
+    """Rows join, outgrow their memory, are extended, cut, left to others and dropped, in one thread or in several."""
     packed = pack_model(tiny_model(context_length=150))
     random = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoder_module, "ALONE", 0)  # small work is shared, too
         decoder, fresh, rows = CPUDecoder(packed, threads=threads, cache=cache), CPUDecoder(packed, cache=cache), []
-        for move in data.draw(st.lists(st.sampled_from(["join", "step", "extend", "cut", "drop"]), max_size=12)):
+        for move in data.draw(
+            st.lists(st.sampled_from(["join", "step", "extend", "cut", "leave", "drop"]), max_size=12)
+        ):
             row = int(random.integers(max(1, len(rows))))
             if move == "join" or not rows:
                 first, rest = (random.integers(0, 97, random.integers(1, 40)).tolist() for _ in range(2))
@@ -131,6 +133,11 @@ def test_whatever_rows_go_through_their_bits_are_those_of_a_fresh_read(
                 del rows[row][random.integers(1, len(rows[row]) + 1) :]
                 decoder.cut(row, len(rows[row]))
                 continue
+            elif move == "leave":
+                left = rows[row][: random.integers(1, len(rows[row]) + 1)]
+                prefix = decoder.left_by(row, len(left))
+                assert (prefix.n_tokens, prefix.scores) == (len(left), None)
+                scores, of_rows = decoder.read([7, 8], prefix).scores[None], [[*left, 7, 8]]
             elif max(map(len, rows)) >= 130:
                 continue
             elif move == "step":
