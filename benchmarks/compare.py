@@ -18,8 +18,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from glassgpt.terminal_text import table
+
+if TYPE_CHECKING:
+    from glassgpt import GPTConfig
 
 SHAPES = {
     "small": (384, 6, 6, 8),
@@ -132,6 +136,7 @@ def one(given: argparse.Namespace) -> int:
     from glassgpt.cores import peak_memory
     from glassgpt.training.heap import heap_kept
     from glassgpt.training.number_type import product_rate
+    from glassgpt.training.peak import operations
 
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
@@ -139,15 +144,18 @@ def one(given: argparse.Namespace) -> int:
         rate = train_rate(given.contender, given.shape, given.nanogpt)
     memory = (peak_memory() or 0) / 1e9
     dtype = "bfloat16" if "bfloat16" in given.contender else "float32"
-    share = rate * flops_per_token(given.shape) / product_rate(dtype, torch.device("cpu"))
+    share = rate * operations(config_of(given.shape)) / product_rate(dtype, torch.device("cpu"))
     print(json.dumps({"rate": rate, "memory": memory, "share": share}))
     return 0
 
 
-def flops_per_token(shape: str) -> float:
-    """Of all products of a step: two for each weight and use, three times over with the backward pass."""
-    width, _, layers, _ = SHAPES[shape]
-    return 6 * (12 * layers * width**2 + 50257 * width) + 12 * layers * width * LENGTH / 2
+def config_of(shape: str) -> "GPTConfig":
+    """Ours, of the shape that all train."""
+    from glassgpt import GPTConfig
+
+    width, heads, layers, _ = SHAPES[shape]
+    sizes = dict(emb_dim=width, n_heads=heads, n_layers=layers, context_length=LENGTH)
+    return GPTConfig(**sizes, drop_rate=0.0, qkv_bias=True, tie_embeddings=True)
 
 
 def where(contender: str, shape: str, threads: int) -> None:
@@ -159,9 +167,9 @@ def where(contender: str, shape: str, threads: int) -> None:
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    width, heads, layers, batch = SHAPES[shape]
+    batch = SHAPES[shape][3]
     x, y = (torch.randint(0, 50257, (batch, LENGTH)) for _ in range(2))
-    step = trainer(contender, width, heads, layers, None)
+    step = trainer(contender, shape, None)
     with heap_kept():
         for _ in range(2):
             step(x, y)
@@ -173,6 +181,7 @@ def where(contender: str, shape: str, threads: int) -> None:
         part = next((part for part, names in PARTS.items() if event.key in names), "the rest")
         seconds[part] = seconds.get(part, 0.0) + event.self_cpu_time_total / 1e6 / 3
     total = sum(seconds.values())
+    width, _, layers, _ = SHAPES[shape]
     print(f"\n{contender}, {layers} layers x {width}, {batch} x {LENGTH} tokens: {1000 * total:.0f} ms a step\n")
     rows = sorted(seconds.items(), key=lambda item: -item[1])
     print(table(["part", "ms", "share"], [[p, f"{1000 * s:.0f}", f"{100 * s / total:.0f} %"] for p, s in rows]))
@@ -182,9 +191,9 @@ def train_rate(contender: str, shape: str, nanogpt: Path | None) -> float:
     """Tokens per second of whole steps, the median of those after the first two."""
     import torch
 
-    width, heads, layers, batch = SHAPES[shape]
+    batch = SHAPES[shape][3]
     x, y = (torch.randint(0, 50257, (batch, LENGTH)) for _ in range(2))
-    step = trainer(contender, width, heads, layers, nanogpt)
+    step = trainer(contender, shape, nanogpt)
     times = []
     for _ in range(5):
         start = time.perf_counter()
@@ -193,21 +202,20 @@ def train_rate(contender: str, shape: str, nanogpt: Path | None) -> float:
     return batch * LENGTH / statistics.median(times[2:])
 
 
-def trainer(contender: str, width: int, heads: int, layers: int, nanogpt: Path | None) -> Callable[..., None]:
+def trainer(contender: str, shape: str, nanogpt: Path | None) -> Callable[..., None]:
     import torch
 
+    width, heads, layers, _ = SHAPES[shape]
+
     if contender.startswith("glassgpt"):
-        from glassgpt import GPTConfig
         from glassgpt.device import DTYPES
         from glassgpt.training.build import build
         from glassgpt.training.settings import Settings
         from glassgpt.training.step import take_step
 
-        sizes = dict(emb_dim=width, n_heads=heads, n_layers=layers, context_length=LENGTH)
-        config = GPTConfig(**sizes, drop_rate=0.0, qkv_bias=True, tie_embeddings=True)
         name = contender.split()[1]
         settings = Settings(optimizer="muon" if "muon" in contender else "adamw", dtype=name).resolved(1000)
-        ours = build(config, settings, torch.device("cpu"))
+        ours = build(config_of(shape), settings, torch.device("cpu"))
         dtype = DTYPES[name]
         return lambda x, y: take_step(ours.objective, ours.optimizers, (x, y), 0, settings, dtype)
 

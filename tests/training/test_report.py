@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,8 @@ from glassgpt import GPTConfig, train
 from glassgpt.training import writer
 from glassgpt.training.log import RunLog, read_log, read_samples
 from glassgpt.training.look import look
-from glassgpt.training.report import page
+from glassgpt.training.peak import operations, remember_rate
+from glassgpt.training.report import facts_of, page
 from glassgpt.training.run_directory import REPORT, SAMPLES
 from glassgpt.training.svg import Series, chart, nice_ticks
 
@@ -34,6 +36,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = dict(sample_prompt="<b>&cat", sample_tokens=5, tokenizer="byte", shape=CONFIG)
     train([folder / "text.txt"], folder / "<my> run", **SETTINGS, **options)
     return folder / "<my> run"
+
+
+def test_the_share_of_the_peak_is_told_where_that_was_measured(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path))
+    seen = look(run)
+    facts = {what: (value, note) for what, value, note in facts_of(seen)}
+    assert facts["share of the peak"] == ("-", "glassgpt plan measures it")
+    rate = 4 * (seen.tokens_per_second or 0.0) * operations(seen.record.config)
+    remember_rate(rate, "float32", "cpu", torch.get_num_threads())
+    facts = {what: (value, note) for what, value, note in facts_of(seen)}
+    assert facts["share of the peak"][0] == "25%"
+    assert "GFLOPS in products, measured on 2" in facts["share of the peak"][1]
 
 
 class Reader(html.parser.HTMLParser):

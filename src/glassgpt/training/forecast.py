@@ -16,6 +16,7 @@ from glassgpt.training.heap import heap_kept
 from glassgpt.training.measure import Speed, measure_speed, run_seconds
 from glassgpt.training.memory import Memory, available_on, count_memory, extrapolated, least_memory, least_parts
 from glassgpt.training.number_type import product_rate
+from glassgpt.training.peak import operations, remember_rate
 from glassgpt.training.plan import planned
 from glassgpt.training.plot import figure_of
 from glassgpt.training.prepare import check_texts, gathered_apart
@@ -105,18 +106,6 @@ def parameters_by_part(config: GPTConfig) -> dict[str, int]:
     return counts
 
 
-def operations(config: GPTConfig) -> float:
-    """Floating-point operations of one trained token, forward and backward, recomputation not counted.
-
-    Six for each parameter that is multiplied, and twelve for each layer, number of the width and token that is seen
-    (Chowdhery et al. 2022, "PaLM", appendix B).
-    """
-    looked_up = config.context_length * config.emb_dim  # what is only looked up: positions, an untied embedding
-    looked_up += 0 if config.tie_embeddings else config.vocab_size * config.emb_dim
-    seen = min(config.context_length, config.sliding_window or config.context_length)
-    return 6.0 * (config.n_parameters() - looked_up) + 12.0 * config.n_layers * config.emb_dim * seen
-
-
 def forecast(
     request: Request,
     out: Path,
@@ -147,6 +136,7 @@ def forecast(
             progress.message("measuring: a few steps on a model that is thrown away")
             speed = measure_speed(prepared, prepared.settings, device, _PROBE_SECONDS)
             rate = product_rate(prepared.settings.dtype, device)
+            remember_rate(rate, prepared.settings.dtype, str(device), torch.get_num_threads())
             if (prepared.config, prepared.settings.rows_at_once) != (config, gathered.settings.rows_at_once):
                 memory = _memory(prepared, device, progress)
         amounts = {"this run": prepared.settings.steps} | _amounts(prepared, tokens, epochs)

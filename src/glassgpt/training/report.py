@@ -14,6 +14,7 @@ from glassgpt.training import chart
 from glassgpt.training.compare import clock, shown
 from glassgpt.training.log import read_samples
 from glassgpt.training.look import Look
+from glassgpt.training.peak import known_rate, operations
 from glassgpt.training.plot import means_of
 from glassgpt.training.run_directory import NEXT, REPORT
 from glassgpt.training.svg import Point, Series
@@ -74,12 +75,24 @@ def facts_of(run: Look) -> list[tuple[str, str, str]]:
         ("bits per byte", f"{best['bits_per_byte']:.4f}" if best else "-", "of that model"),
         ("last validation loss", f"{last['val_loss']:.4f}" if last else "-", "nats per token"),
         ("tokens/s", f"{run.tokens_per_second:,.0f}" if run.tokens_per_second else "-", "median of the steps"),
+        ("share of the peak", *_share(run)),
         ("time at work", clock(run.seconds), "without pauses"),
         ("parameters", f"{run.record.config.n_parameters():,}", ""),
     ]
     if memory is not None:
         facts.append(("peak memory", f"{memory / 1e6:,.0f} MB", "of the process, or of the GPU"))
     return facts
+
+
+def _share(run: Look) -> tuple[str, str]:
+    """Of the rate that large products reach on this machine, where `plan` has measured it."""
+    record = run.record
+    known = known_rate(record.settings.dtype, record.device, record.threads)
+    if known is None or run.tokens_per_second is None:
+        return "-", "glassgpt plan measures it"
+    rate, when = known
+    share = run.tokens_per_second * operations(record.config) / rate / (record.ranks or 1)
+    return f"{share:.0%}", f"of {rate / 1e9:,.0f} GFLOPS in products, measured on {when}"
 
 
 def _facts(run: Look) -> str:
