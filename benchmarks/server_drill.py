@@ -38,6 +38,8 @@ from typing import Any
 
 import httpx
 
+from glassgpt.server.engine import REST_SECONDS
+
 MAX_ROWS, MAX_QUEUE = 8, 16
 CANCEL_SECONDS = 0.2
 MEMORY_MIB = 128
@@ -100,7 +102,8 @@ class Drilled:
         return time.monotonic() - began
 
     def memory(self) -> float:
-        """Of the process, in MiB."""
+        """Of the process, in MiB, once it has given back what it does not need at rest."""
+        time.sleep(2 * REST_SECONDS)
         status = Path(f"/proc/{self.process.pid}/status")
         if not status.exists():
             return 0.0

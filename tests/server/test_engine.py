@@ -13,6 +13,7 @@ from running import SECONDS, Gate
 from glassgpt import Tokenizer, complete
 from glassgpt.generation.options import Generation
 from glassgpt.generation.row import Row
+from glassgpt.server import engine as engine_module
 from glassgpt.server.engine import Ask, BrokenError, Engine, Events, Piece, QueueFullError
 from glassgpt.server.shapes import joined
 
@@ -168,12 +169,35 @@ def test_a_next_turn_reads_what_is_new(gate: Gate, make_engine: Make, letters: T
     assert found == complete(gate, letters, next_turn, max_new_tokens=8, temperature=0, ignore_eot=True).text
 
 
+def test_with_nothing_to_remember_everything_is_read(gate: Gate, make_engine: Make, letters: Tokenizer) -> None:
+    engine = make_engine(remembered_bytes=0)
+    same = "the beginning of both, and of all that"
+    gate.n_read.clear()
+    texts = [one.text for one in Heard(engine, *(row(letters, same + end) for end in ("", " 1", " 2"))).wait()]
+    assert sum(gate.n_read) == 3 * len(same) + 4 and not engine._scheduler._prefixes._kept
+    engine.close()
+    wanted = [
+        complete(gate, letters, same + end, max_new_tokens=8, temperature=0, ignore_eot=True) for end in ("", " 1")
+    ]
+    assert texts[:2] == [one.text for one in wanted]
+
+
+def test_at_rest_the_memory_of_rows_goes_back(
+    gate: Gate, make_engine: Make, letters: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "REST_SECONDS", 0.05)
+    engine = make_engine()
+    texts = [Heard(engine, row(letters, "a")).wait()[0].text for _ in range(2) if not time.sleep(0.2)]
+    wait_until(lambda: gate.cache_bytes == 0)
+    assert texts[0] == texts[1]
+
+
 def test_what_is_remembered_has_a_bound(gate: Gate, make_engine: Make, letters: Tokenizer) -> None:
     engine = make_engine(remembered_bytes=gate.row_bytes)
     for n in range(12):
         Heard(engine, row(letters, f"{n}" * 50)).wait()
     kept = engine._scheduler._prefixes._kept
-    assert kept and sum(map(len, kept)) <= 2 * gate.context_length
+    assert kept and sum(map(len, kept)) <= gate.context_length
 
 
 def test_a_failure_is_told_and_the_next_text_is_right(gate: Gate, make_engine: Make, letters: Tokenizer) -> None:

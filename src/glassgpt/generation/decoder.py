@@ -71,6 +71,13 @@ class Decoder(Protocol):
     def drop(self, row: int) -> None:
         """Remove a live row; the last live row takes its index."""
 
+    def rest(self) -> None:
+        """Give back memory that is kept for live rows, where there are none for a while.
+
+        A class that inherits `Decoder` has this method from it, which does nothing.
+        """
+        return
+
 
 @runtime_checkable
 class Speculative(Decoder, Protocol):

@@ -41,7 +41,7 @@ class Prefixes:
         self._recent.append(prompt)
         while sum(map(len, self._recent)) > self._limit:
             self.forget(self._recent.popleft())
-        return shared if shared >= WORTH else 0
+        return shared if WORTH <= shared <= self._limit else 0
 
     def keep(self, tokens: Tokens, prefix: Prefix) -> None:
         """`prefix` is what was read of `tokens`, with which several prompts begin, or may."""

@@ -86,13 +86,13 @@ class Scheduler:
         chunk: int = CHUNK,
         tally: Tally | None = None,
         chunk_seconds: float | None = None,
-        remembered: int = 0,
+        remembered: int | None = None,
     ) -> None:
         """`decoder` has no live rows; None for `max_rows` goes by `Decoder.row_bytes`. `ValueError` below 1.
 
         `tally` is told what came of speculation. With `chunk_seconds` a step reads no more than takes about so long,
         also where nobody waits for it. Of prompts that were read, and of texts that have ended, up to so many tokens
-        are `remembered` for those that begin with them.
+        are `remembered` for those that begin with them; None keeps what prompts share that wait at the same time.
         """
         if max_rows is None:
             max_rows = max(1, min(MOST_ROWS, MOST_BYTES // max(1, decoder.row_bytes)))
@@ -106,8 +106,8 @@ class Scheduler:
         self._live: list[Request] = []  # at the decoder's indices
         self._step_seconds = math.inf  # of the last one
         self._numbers = itertools.count()
-        self._prefixes = Prefixes(max(2 * decoder.context_length, remembered))
-        self._remembers, self._chunk_seconds = remembered > 0, chunk_seconds
+        self._prefixes = Prefixes(2 * decoder.context_length if remembered is None else remembered)
+        self._remembers, self._chunk_seconds = bool(remembered), chunk_seconds
         self._reading_rate = _FIRST_CHUNK / chunk_seconds if chunk_seconds else math.inf  # tokens per second
 
     @property

@@ -25,6 +25,9 @@ CHUNK_SECONDS = 0.08
 SECONDS_PER_TOKEN = 0.02
 """Who asks for a token more gives so much of its place in the queue to those who come later."""
 
+REST_SECONDS = 1.0
+"""After so long without a text, memory for the rows of a fuller hour goes back."""
+
 _PROMPT_TOKENS = 8  # are read in the time of one that is written
 _MOST_FAILURES = 3
 
@@ -162,7 +165,12 @@ class Engine:
     def _hear(self, wait: bool) -> None:
         """What others have asked for meanwhile."""
         if wait:
-            self._inbox.get()()
+            try:
+                heard = self._inbox.get(timeout=REST_SECONDS)
+            except queue.Empty:
+                self.decoder.rest()
+                heard = self._inbox.get()
+            heard()
         while True:
             try:
                 self._inbox.get_nowait()()

@@ -92,6 +92,13 @@ def test_memory_grows_with_what_is_held(tiny_model: Make) -> None:
     assert decoder.cache_bytes <= 4 * decoder.row_bytes
     for row, n in enumerate((303, 305, 500)):
         np.testing.assert_allclose(scores[row], oracle(model, ids[:n])[-1], atol=2e-4, rtol=0)
+    decoder.rest()
+    assert decoder.cache_bytes > 0  # somebody is still there
+    for _ in range(3):
+        decoder.drop(0)
+    decoder.rest()
+    assert decoder.cache_bytes == 0
+    np.testing.assert_allclose(decoder.add([ids[:9]])[0], oracle(model, ids[:9])[-1], atol=2e-4, rtol=0)
 
 
 def test_rows_join_and_leave_at_any_time(tiny_model: Make) -> None:

@@ -194,6 +194,12 @@ class CPUDecoder(Speculative, RunsAhead, ReadsAll, Leaves):
             of_rows[row] = of_rows[-1]
             of_rows.pop()
 
+    def rest(self) -> None:
+        """See `Decoder`."""
+        if not self._slots:
+            self._keys, self._values = self._memory(0, 0)
+            self._free = []
+
     def _forward(
         self,
         tokens: Sequence[int],
