@@ -106,18 +106,8 @@ def test_no_message_names_an_option_that_does_not_exist() -> None:
         if "glassgpt" in line or page.name != "README.md"
     ]
     # of scripts and other programs that the pages name
-    others = {
-        "--reference",
-        "--nanogpt",
-        "--outliers",
-        "--logdir",
-        "--mib",
-        "--kill",
-        "--kills",
-        "--recipe",
-        "--array",
-        "--dependency",
-    }
+    scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
+    others = set(re.findall(r'"(--[a-z][a-z0-9-]*)"', scripts)) | {"--reference", "--logdir", "--array", "--dependency"}
     others |= {"--rm", "--served-model-name"}  # of podman and of vLLM
     # of torchrun and of SLURM
     others |= {"--standalone", "--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port"}
