@@ -63,7 +63,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "two sharded ranks": dict(optimizer="muon", micro_batch_size=8, fsdp=True),
 }
 PREPARED, SHARDED = "prepared by two processes", "two sharded ranks"
-RUN_SECONDS = 600.0  # that no run takes
+RUN_SECONDS, TOO_LONG = 600.0, 99  # what no run takes, and how one ends that does
 CHANGES = {f"os.{name}" for name in ("rename", "remove", "rmdir", "mkdir", "link", "chmod", "truncate")}
 MEMORY = Path("/dev/shm")
 MEASURED = ("tokens_per_second", "time", "seconds", "memory_bytes")
@@ -173,11 +173,16 @@ class Stress:
         while left and not any(process.exitcode for process in processes) and until > time.monotonic():
             for sentinel in wait(left, until - time.monotonic()):
                 left.remove(sentinel)
+        codes = [process.exitcode for process in processes]
         for process in processes:
             process.kill()
         for process in processes:
             process.join()
-        return min(process.exitcode for process in processes) or max(process.exitcode for process in processes)
+        if -signal.SIGKILL in codes:
+            return -signal.SIGKILL
+        if failed := [code for code in codes if code]:
+            return failed[0]
+        return TOO_LONG if seconds is None else -signal.SIGKILL
 
 
 def work(recipe: str, folder: Path, kill_before: int, sender: Connection | None, seat: dict[str, Any]) -> None:

@@ -51,6 +51,11 @@ def peak_memory_on(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
 
 
+def device_name(device: torch.device) -> str:
+    """Of a GPU its own, else the kind: what measurements hang on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def set_threads(threads: int | None = None) -> int:
     """Let PyTorch compute with `cores.wanted_threads(threads)`; returns their number."""
     threads = wanted_threads(threads)

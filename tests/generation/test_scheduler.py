@@ -224,6 +224,14 @@ def test_who_waits_for_a_beginning_goes_on_when_its_reader_is_cancelled(tiny_tok
     assert second.row.text == alone([*A[:40], 2], 5)
 
 
+def test_what_is_too_long_drives_out_nothing() -> None:
+    prefixes = Prefixes(100)
+    for n in (40, 101, 60):
+        prefixes.keep(tuple(range(n)), Held(tuple(range(n))))
+    assert sorted(map(len, prefixes._kept)) == [40, 60]
+    assert prefixes.fits(100) and not prefixes.fits(101)
+
+
 def test_what_is_kept_has_a_bound_and_the_least_recently_used_goes_first() -> None:
     prefixes = Prefixes(100)
     a, b, c = (tuple(letter[:40]) for letter in (A, B, C))

@@ -161,6 +161,24 @@ def test_logprobs_of_a_prompt(two_models: Running, client: openai.OpenAI, stream
         assert answer.usage.completion_tokens == 4 * max_tokens
 
 
+def test_an_end_of_text_after_a_scored_prompt_has_its_entry(two_models: Running, client: openai.OpenAI) -> None:
+    """Who evaluates asks for one token more than is scored, and leaves the last entry out."""
+    tokenizer = two_models.models["tiny"].tokenizer
+    ask = {**ASK, "max_tokens": 4, "logit_bias": {str(tokenizer.eot_id): 100}, "logprobs": 1}
+    for stream in (False, True):
+        for prompt in (PROMPT, ""):
+            answer = client.completions.create(**{**ask, "prompt": prompt}, echo=True, stream=stream)
+            parts = [choice for part in (answer if stream else [answer]) for choice in part.choices]
+            found = [token for choice in parts for token in choice.logprobs.tokens]
+            places = [place for choice in parts for place in choice.logprobs.text_offset]
+            assert found == ([*prompt] or ["<|endoftext|>"]) + ["<|endoftext|>"]
+            assert places[-1] == len(prompt)
+            assert parts[-1].finish_reason == "stop"
+        plain = client.completions.create(**ask, stream=stream)
+        parts = [choice for part in (plain if stream else [plain]) for choice in part.choices]
+        assert [token for choice in parts for token in choice.logprobs.tokens] == []
+
+
 def test_a_place_in_the_text_counts_characters_not_tokens() -> None:
     tokenizer = Tokenizer.bytes_()
     ids = tokenizer.encode("a\u00e9\u20acb")

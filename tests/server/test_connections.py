@@ -66,9 +66,10 @@ def test_one_connection_too_many(hurried: Running) -> None:
         assert told(fourth) == (503, "more than 3 connections: try again later")
 
 
-def test_who_reads_nothing_does_not_keep_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A transport that is closed waits for its peer to read the rest: for a while."""
-    monkeypatch.setattr(connections, "CLOSE_SECONDS", 0.2)
+@pytest.mark.parametrize("reads", [0, 2**21])
+def test_who_reads_nothing_does_not_keep_its_place(monkeypatch: pytest.MonkeyPatch, reads: int) -> None:
+    """A transport that is closed waits for its peer to read the rest: as long as it goes on reading."""
+    monkeypatch.setattr(connections, "CLOSE_SECONDS", 0.3)
     lost = asyncio.Event()
 
     class Serving(asyncio.Protocol):
@@ -84,8 +85,14 @@ def test_who_reads_nothing_does_not_keep_its_place(monkeypatch: pytest.MonkeyPat
 
     async def main() -> None:
         server = await asyncio.get_running_loop().create_server(Serving, "127.0.0.1", 0)
-        with socket.create_connection(server.sockets[0].getsockname()[:2]):
+        with socket.create_connection(server.sockets[0].getsockname()[:2]) as peer:
+            peer.setblocking(False)
+            n_read = 0
+            while reads and n_read < 2**25:
+                await asyncio.sleep(0.05)
+                n_read += len(await asyncio.get_running_loop().sock_recv(peer, reads))
             await asyncio.wait_for(lost.wait(), SECONDS)
+        assert n_read in (0, 2**25)
         server.close()
 
     asyncio.run(main())

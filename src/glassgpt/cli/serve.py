@@ -127,7 +127,7 @@ def _log_to_stderr() -> None:
     """A line of JSON for each request, and for what goes wrong."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
-    for name, level in (("glassgpt.server", logging.INFO), ("uvicorn", logging.ERROR)):
+    for name, level in (("glassgpt.server", logging.INFO), ("uvicorn", logging.ERROR), ("asyncio", logging.ERROR)):
         logger = logging.getLogger(name)
         logger.addHandler(handler)
         logger.setLevel(level)

@@ -41,10 +41,16 @@ class Prefixes:
         self._recent.append(prompt)
         while sum(map(len, self._recent)) > self._limit:
             self.forget(self._recent.popleft())
-        return shared if WORTH <= shared <= self._limit else 0
+        return shared if shared >= WORTH and self.fits(shared) else 0
+
+    def fits(self, n_tokens: int) -> bool:
+        """Whether so many could be kept at all."""
+        return n_tokens <= self._limit
 
     def keep(self, tokens: Tokens, prefix: Prefix) -> None:
-        """`prefix` is what was read of `tokens`, with which several prompts begin, or may."""
+        """`prefix` is what was read of `tokens`, with which several prompts begin, or may, unless it is too long."""
+        if not self.fits(len(tokens)):
+            return
         self._kept[tokens] = prefix
         while sum(map(len, self._kept)) > self._limit:
             self._kept.popitem(last=False)

@@ -68,6 +68,8 @@ class Row:
         """Of each token after the prompt, where they were asked for."""
         self.prompt_logprobs: list[TokenLogprobs] | None = [] if scored else None
         """Of each token of the prompt that was read, but the first, which nothing comes before."""
+        self.end_logprobs: TokenLogprobs | None = None
+        """Of the end of text, which `ids` leaves out, where one was drawn after a prompt that is scored."""
         self.ends: list[int] = []
         """Where the text of each token after the prompt ends, in characters."""
         self._tokenizer, self._generation, self._on_overflow = tokenizer, generation, on_overflow
@@ -91,8 +93,11 @@ class Row:
         """Draw this row's next token from (vocab_size,) scores; ids the tokenizer does not have are never drawn."""
         scores = scores[: self._tokenizer.n_vocab]
         token = draw(self._generation, scores, self._seen.array, self._uniform.draw(), self._excluded, self._drawn)
-        if self._generation.logprobs is not None and token not in self._tokenizer.stop_ids:
-            self.logprobs.append(logprobs_of(scores, token, self._generation.logprobs))
+        if self._generation.logprobs is not None:
+            if token not in self._tokenizer.stop_ids:
+                self.logprobs.append(logprobs_of(scores, token, self._generation.logprobs))
+            elif self.prompt_logprobs is not None:
+                self.end_logprobs = logprobs_of(scores, token, self._generation.logprobs)
         return token
 
     def ahead(self, n: int) -> Draw | None:

@@ -332,6 +332,7 @@ class Scheduler:
             self._remembers
             and isinstance(decoder, Leaves)
             and n_tokens >= WORTH
+            and self._prefixes.fits(n_tokens)
             and len(row.ids) <= decoder.context_length  # else it holds a later part of its text
         ):
             self._prefixes.keep(tuple(row.ids[:n_tokens]), decoder.left_by(self._live.index(request), n_tokens))

@@ -120,17 +120,17 @@ class CachedDecoder(_TorchDecoder, ReadsAll):
 
     def read(self, tokens: Sequence[int], after: Prefix | None = None) -> _Prefix:
         """See `Decoder`. What is read is alone in its passes, so its scores do not depend on the live rows."""
-        n_before = 0 if after is None else after.n_tokens
-        self._check(len(tokens), n_before)
-        cache = self._model.new_cache(0, n_before + len(tokens))  # as large as what it will hold
-        if after is None:
-            cache.add(1)
-        else:
-            cache.join(_held(after, KVCache))
-        return _Prefix(n_before + len(tokens), to_scores(self._scores([tokens], cache))[0], cache)
+        n_tokens, cache = self._cache_for(tokens, after)
+        return _Prefix(n_tokens, to_scores(self._scores([tokens], cache))[0], cache)
 
     def read_all(self, tokens: Sequence[int], after: Prefix | None = None) -> tuple[_Prefix, Scores]:
         """See `ReadsAll`. A sliding window's memory is as large as the window and `tokens` together."""
+        n_tokens, cache = self._cache_for(tokens, after)
+        scores = to_scores(self._all_scores([tokens], cache)[0])
+        return _Prefix(n_tokens, scores[-1], cache), scores
+
+    def _cache_for(self, tokens: Sequence[int], after: Prefix | None) -> tuple[int, KVCache]:
+        """A cache of one row that holds `after`, as large as with `tokens`, and how many tokens that are."""
         n_before = 0 if after is None else after.n_tokens
         self._check(len(tokens), n_before)
         cache = self._model.new_cache(0, n_before + len(tokens))
@@ -138,8 +138,7 @@ class CachedDecoder(_TorchDecoder, ReadsAll):
             cache.add(1)
         else:
             cache.join(_held(after, KVCache))
-        scores = to_scores(self._all_scores([tokens], cache)[0])
-        return _Prefix(n_before + len(tokens), scores[-1], cache), scores
+        return n_before + len(tokens), cache
 
     def join(self, prefix: Prefix) -> None:
         """See `Decoder`."""

@@ -74,7 +74,7 @@ def make_app(models: Mapping[str, Served], options: ServerOptions) -> ASGIApp:
             allow_origins=options.cors,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],  # OpenAI's own client in a browser sends some
-            expose_headers=["retry-after", "x-glassgpt-chat"],
+            expose_headers=["retry-after", "x-should-retry", "x-glassgpt-chat"],
         )
     return app
 

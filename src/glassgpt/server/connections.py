@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -11,7 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from glassgpt.server.errors import ApiError, dumps
 
 CLOSE_SECONDS = 5.0
-"""So long a peer may take to read the rest once its connection is closed."""
+"""So long a peer may read nothing of the rest once its connection is closed."""
 
 
 class _Ending:
@@ -26,8 +27,14 @@ class _Ending:
     def close(self) -> None:
         if not self._transport.is_closing():
             self._transport.close()
-            if self._transport.get_write_buffer_size():
-                self._loop.call_later(CLOSE_SECONDS, self._transport.abort)
+            self._watch()
+
+    def _watch(self, before: float = math.inf) -> None:
+        left = self._transport.get_write_buffer_size()  # 0 once the connection is gone
+        if left >= before:
+            self._transport.abort()
+        elif left:
+            self._loop.call_later(CLOSE_SECONDS, self._watch, left)
 
 
 def limited_protocol(most: int, seconds: float) -> type[H11Protocol]:

@@ -51,6 +51,7 @@ class Piece:
     starts: list[int]
     """Where the text of each begins in all of this one's text, in characters."""
     logprobs: list[TokenLogprobs]
+    """Of each, and after a scored prompt of the end of text, too."""
     finish_reason: str | None = None
     """With the last piece: "length", "stop" or "end_of_text"."""
 
@@ -257,4 +258,8 @@ def _piece(running: _Running, row: Row, text: str) -> Piece:
     begin, running.n_sent = running.n_sent, max(running.n_sent, n_certain)
     ids = row.ids[row.n_prompt + begin : row.n_prompt + running.n_sent]
     starts = [0, *row.ends][begin : running.n_sent]
-    return Piece(running.index, text, ids, starts, row.logprobs[begin : running.n_sent], row.finish_reason)
+    logprobs = row.logprobs[begin : running.n_sent]
+    if row.end_logprobs is not None:
+        starts.append(row.ends[-1] if row.ends else 0)
+        logprobs.append(row.end_logprobs)
+    return Piece(running.index, text, ids, starts, logprobs, row.finish_reason)

@@ -65,10 +65,10 @@ class CompletionShape:
     def opening(self, index: int, echo: Echo) -> list[dict[str, Any]]:
         """Chunks before the first token of a text."""
         self._n_echoed[index] = len(echo.text)
-        choice = self._choice(Piece(index, echo.text, [], [], []))
+        choice = self._choice(Piece(index, echo.text, [], [], [])) | {"logprobs": None}
         if echo.row.prompt_logprobs is not None:
             choice["logprobs"] = self._logprobs_of_prompt(echo.row)
-        return [choice] if echo.text else []
+        return [choice] if echo.text or choice["logprobs"] else []
 
     def chunks(self, piece: Piece) -> list[dict[str, Any]]:
         """Chunks for a piece of a text."""

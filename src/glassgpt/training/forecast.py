@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from glassgpt.config import GPTConfig
+from glassgpt.device import device_name
 from glassgpt.model import GPTModel
 from glassgpt.training.advice import advise
 from glassgpt.training.heap import heap_kept
@@ -136,7 +137,7 @@ def forecast(
             progress.message("measuring: a few steps on a model that is thrown away")
             speed = measure_speed(prepared, prepared.settings, device, _PROBE_SECONDS)
             rate = product_rate(prepared.settings.dtype, device)
-            remember_rate(rate, prepared.settings.dtype, str(device), torch.get_num_threads())
+            remember_rate(rate, prepared.settings.dtype, device_name(device), torch.get_num_threads())
             if (prepared.config, prepared.settings.rows_at_once) != (config, gathered.settings.rows_at_once):
                 memory = _memory(prepared, device, progress)
         amounts = {"this run": prepared.settings.steps} | _amounts(prepared, tokens, epochs)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from glassgpt.config import GPTConfig
-from glassgpt.device import DTYPES
+from glassgpt.device import DTYPES, device_name
 from glassgpt.language_model import seeded
 from glassgpt.measured import recall, remember, this_machine
 from glassgpt.training.build import Trainee
@@ -52,7 +52,7 @@ def choose_rows(settings: Settings, device: torch.device, config: GPTConfig, wor
         "freeze": sorted(settings.freeze),
         "dtype": settings.dtype,
         "checkpointing": settings.activation_checkpointing,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         **this_machine("torch"),
     }

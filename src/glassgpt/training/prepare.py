@@ -21,6 +21,7 @@ from glassgpt.data.loader import BatchLoader
 from glassgpt.data.sources import Source, TrainingSide, ValidationSide, open_sources, sources_of, write_sources
 from glassgpt.data.tokens import write_tokens
 from glassgpt.data.vocabulary import named_tokenizer
+from glassgpt.device import device_name
 from glassgpt.files import write_text
 from glassgpt.tokenizer import Tokenizer
 from glassgpt.training.choose import choose_tokenizer
@@ -226,5 +227,6 @@ def write_run_file(run: Path, prepared: Prepared, request: Request, start: Start
         "agents": list(request.agents),
         "torch": torch.__version__,
         "device": str(device),
+        "device_name": device_name(device),
     }
     write_text(run / RUN_FILE, json.dumps(record, indent=2) + "\n")

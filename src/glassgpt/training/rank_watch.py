@@ -25,7 +25,7 @@ BEAT = 1.0
 SILENT = 25
 """Beats of ours without one of another rank after which that is lost: many, because a machine may be busy."""
 ARRIVAL_SECONDS = 600.0
-"""That ranks may come after each other: a machine may import from a slow disk."""
+"""How far apart ranks may arrive: a machine may import from a slow disk."""
 _POLL = 0.1  # seconds
 _MISSED = 4  # the same, once a sum has failed: then some rank is lost
 _GRACE = 8.0  # seconds that a main thread has to end by itself, which is tidier, when another rank has failed
@@ -88,15 +88,16 @@ def assembled(seat: Seat, store: Store) -> str:
                     answered[rank] = hello
         elif (welcome := _peek(store, f"welcome/{seat.rank}")) and welcome.startswith(me):
             name = welcome.partition(" ")[2]  # another one where rank 0 is another one now
+        beats = [f"{name}/beat/{rank}" for rank in range(seat.world_size)]
         if name:
-            store.set(f"{name}/beat/{seat.rank}", "0")
-        missing = [rank for rank in range(seat.world_size) if not (name and store.check([f"{name}/beat/{rank}"]))]
-        if not missing:
-            return name
+            store.set(beats[seat.rank], "0")
+            if store.check(beats):
+                return name
         if time.monotonic() > until:
-            names = ", ".join(map(str, missing)) if name else "0"
+            missing = [str(rank) for rank, beat in enumerate(beats) if not store.check([beat])] if name else ["0"]
             raise RuntimeError(
-                f"of {seat.world_size} ranks these did not come within {ARRIVAL_SECONDS:g} s: {names}; all ranks stop"
+                f"of {seat.world_size} ranks these did not come within {ARRIVAL_SECONDS:g} s: {', '.join(missing)}; "
+                "all ranks stop"
             )
         time.sleep(_POLL)
 

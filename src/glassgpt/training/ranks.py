@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from glassgpt.training.rank_watch import OtherRankError, RankWatch, Seat, Store, assembled, meet
+from glassgpt.training.rank_watch import ARRIVAL_SECONDS, OtherRankError, RankWatch, Seat, Store, assembled, meet
 from glassgpt.training.shards import is_sharded
 
 _BUCKET = 2**23  # numbers in one reduction: 32 MB, large enough for the network, small beside the gradients
@@ -215,7 +215,12 @@ def _store(seat: Seat, host: bool = False) -> Store:
     """A connection to the store of `torchrun`, or of rank 0 where that is the `host`."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.TCPStore(  # type: ignore[attr-defined]
-        address, port, seat.world_size, is_master=host, wait_for_workers=False
+        address,
+        port,
+        seat.world_size,
+        is_master=host,
+        wait_for_workers=False,
+        timeout=datetime.timedelta(seconds=ARRIVAL_SECONDS),
     )
 
 

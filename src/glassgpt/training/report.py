@@ -87,7 +87,7 @@ def facts_of(run: Look) -> list[tuple[str, str, str]]:
 def _share(run: Look) -> tuple[str, str]:
     """Of the rate that large products reach on this machine, where `plan` has measured it."""
     record = run.record
-    known = known_rate(record.settings.dtype, record.device, record.threads)
+    known = known_rate(record.settings.dtype, record.device_name, record.threads)
     if known is None or run.tokens_per_second is None:
         return "-", "glassgpt plan measures it"
     rate, when = known

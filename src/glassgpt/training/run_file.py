@@ -44,6 +44,7 @@ class RunRecord:
     ranks: int | None
     torch: str | None
     device: str | None
+    device_name: str | None
 
     @property
     def changed(self) -> list[str]:
@@ -79,6 +80,7 @@ def read_run(run: Path) -> RunRecord:
             ranks=record.get("ranks"),
             torch=record.get("torch"),
             device=record.get("device"),
+            device_name=record.get("device_name"),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{run / RUN_FILE} is damaged: {error!r}") from None

@@ -194,10 +194,12 @@ def _reopen(
     prepared, before, record = reopen(out, request, change)
     if record.ranks in (None, request.world_size):
         _use_threads(threads, record.threads)
-    elif prepared.config.drop_rate:
-        _log.warning(
-            "this run began with %d ranks: with %d its dropout is another one", record.ranks, request.world_size
-        )
+    else:
+        if threads is not None:
+            set_threads(threads)
+        if prepared.config.drop_rate:
+            now = request.world_size
+            _log.warning("this run began with %d ranks: with %d, dropout draws other masks", record.ranks, now)
     path, state = newest_checkpoint(out)
     if request.minutes is not None:
         patience = request.settings.get("patience")

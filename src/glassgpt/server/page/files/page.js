@@ -136,8 +136,10 @@ async function swap(candidate) {
 async function branch(pane, at, tokens) {
   await alone(pane, async (signal) => {
     const first = await tokens();
+    if (signal.aborted) return; // something later has taken its place
     clearChoice(pane);
     pane.branch(at, ...first);
+    $("edit").value = "";
     makeCurrent([...pane.text.children], pane.text.children[at]);
     pane.text.children[at].focus(); // what had it is gone
     await write(pane, signal);
@@ -315,7 +317,6 @@ function setUpWriting() {
     if (!text) return;
     branch(pane, i, async () => {
       const tokens = await tokenize(pane.model, text);
-      $("edit").value = "";
       return tokens.map((token) => ({ ...token, from: "you" }));
     });
   });
