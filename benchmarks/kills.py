@@ -182,6 +182,8 @@ class Stress:
             return -signal.SIGKILL
         if failed := [code for code in codes if code]:
             return failed[0]
+        if None not in codes:
+            return 0
         return TOO_LONG if seconds is None else -signal.SIGKILL
 
 
