@@ -46,7 +46,10 @@ def test_what_is_served_where_how_fast_and_a_line_that_works(
     process.send_signal(signal.SIGTERM)
     log = process.stderr.read()
     assert process.wait(60) == 0
-    assert '"path": "/v1/completions", "status": 200' in log and "glassgpt: stopped" in log
+    *lines, last = log.splitlines()
+    (line,) = [json.loads(line) for line in lines]
+    assert (line["level"], line["path"], line["status"]) == ("INFO", "/v1/completions", 200)
+    assert last == "glassgpt: stopped"
 
 
 @pytest.mark.parametrize(

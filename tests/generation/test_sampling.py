@@ -413,3 +413,14 @@ def test_a_bad_value_names_its_field(field: str, values: list[Any]) -> None:
 def test_an_unknown_field() -> None:
     with pytest.raises(TypeError, match="top_kk"):
         Sampling(top_kk=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-30, 1.0])
+def test_an_extreme_penalty_leaves_the_scores_finite(temperature: float) -> None:
+    """Else a request could say that the model is damaged; a damaged one still says so."""
+    scores = np.array([60.0, -60.0, 1.0], np.float32)
+    sampling = Sampling(temperature=temperature, repetition_penalty=1e-37, logit_bias={0: 100.0})
+    assert draw(sampling, scores, [0, 1], 0.5) == 0
+    for damaged in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="scores are not finite"):
+            draw(sampling, np.array([damaged, 1.0, 1.0], np.float32), [0], 0.5)
