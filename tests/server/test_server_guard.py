@@ -57,7 +57,8 @@ def test_the_servers_own_page_may_ask(http: httpx.Client, two_models: Running) -
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
 def test_only_json_is_taken(http: httpx.Client, kind: str | None) -> None:
     headers = {} if kind is None else {"content-type": kind}
-    error(http.post("/v1/completions", content=json.dumps(ASK), headers=headers), 415)
+    refused = error(http.post("/v1/completions", content=json.dumps(ASK), headers=headers), 415)
+    assert refused["message"] == "send JSON, with the header Content-Type: application/json"
 
 
 def test_the_key_is_demanded_and_the_page_and_health_go_without(load_tiny: Load) -> None:

@@ -133,7 +133,7 @@ class Scheduler:
         if proposer is not None:
             check_speculates(self._decoder)
         if row.prompt_logprobs is not None and not isinstance(self._decoder, ReadsAll):
-            raise ValueError("this decoder tells no scores within a prompt: use another one")
+            raise ValueError("this decoder cannot score a prompt: use the cached or the compiled one")
         request = Request(row, tuple(window(row, self._decoder.context_length)), proposer=proposer)
         self._prefixes.expect(request.tokens)
         self._waiting.append(request)

@@ -133,7 +133,7 @@ async def _answer(work: _Work, request: Request) -> Response:
         return EventStream(_chunks(work, envelope, first, pieces, texts), texts, left, headers)
     with cancelling(texts):
         whole = await listening(_collect(pieces), request.receive, seconds)
-    return JSONResponse(_whole(work, envelope, whole, texts), headers=headers)
+    return JSONResponse(await asyncio.to_thread(_whole, work, envelope, whole, texts), headers=headers)
 
 
 async def _collect(pieces: AsyncIterator[list[Piece]]) -> list[Piece]:
@@ -187,10 +187,10 @@ async def _chunks(
                 found.append(whole)
         return found
 
-    for found in told(first):
+    for found in await asyncio.to_thread(told, first):  # with a scored prompt it takes a moment
         yield found
     async for some in pieces:
-        for found in told(some):
+        for found in await asyncio.to_thread(told, some) if unopened else told(some):
             yield found
     if wants_usage:
         yield chunk([]) | {"usage": shapes.usage(work.n_prompt, texts.n_tokens)}

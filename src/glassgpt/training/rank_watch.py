@@ -113,7 +113,7 @@ def meet() -> None:
 
 
 class RankWatch:
-    """Beats for this rank, and listens for the others, which have all beaten once, until the body of `with` ends.
+    """Beats for this rank, and listens for the others, which have sent a first one, until the body of `with` ends.
 
     Should the main thread hang in a sum that nobody will finish, the watch ends the process with exit code 1: nothing
     else can interrupt it.

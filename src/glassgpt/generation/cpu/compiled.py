@@ -1,4 +1,8 @@
-"""How the kernels are compiled: when first called, for this machine's instructions, and kept on the disk."""
+"""How the kernels are compiled: when first called, for this machine's instructions, and kept on the disk.
+
+Where a kernel's part hangs on the number type, its name is a function that raises `NotImplementedError`, and Numba's
+`overload` below it chooses what compiled code calls in its place.
+"""
 
 from __future__ import annotations
 
