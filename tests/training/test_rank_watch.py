@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import threading
@@ -21,7 +23,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """A hundred beats a second, and what would have been exit codes."""
     exits: list[int] = []
     monkeypatch.setattr(rank_watch, "BEAT", 0.01)
-    monkeypatch.setattr(rank_watch, "meet", lambda: None)
     monkeypatch.setattr(rank_watch, "_GRACE", 0.05)
     monkeypatch.setattr(os, "_exit", exits.append)
     yield exits
@@ -88,6 +89,80 @@ def test_an_error_of_another_rank_is_told_once_on_each_machine() -> None:
         with RankWatch(seat, store) as watch:
             error = error_of(watch)
             assert (str(error), error.said) == ("rank 3 of 4: out of memory", said)
+
+
+@contextlib.contextmanager
+def beating(store: object, *sums: int) -> Iterator[None]:
+    """Beats of rank 1, which is in these sums, one after the other."""
+    ended, count = threading.Event(), itertools.count()
+    store.set("beat/1", "0")  # type: ignore[attr-defined]
+
+    def beats() -> None:
+        for number in itertools.cycle(sums):
+            store.set("beat/1", f"{next(count)} {number}")  # type: ignore[attr-defined]
+            if ended.wait(0.005):
+                return
+
+    thread = threading.Thread(target=beats)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_ranks_that_all_wait_in_sums_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_watch, "SILENT", 10**9)
+    monkeypatch.setattr(rank_watch, "STUCK", 30)
+    for sums, found in (((7,), True), ((6,), False), ((7, 8, 9), False), ((7, 9, 11), False)):
+        store = dist.HashStore()
+        with (
+            beating(store, *sums),
+            RankWatch(Seat(0, 2, 0, 2), store) as watch,
+            pytest.raises(OtherRankError) if found else contextlib.nullcontext(),
+            watch.summing(),
+        ):
+            if found:
+                assert str(error_of(watch)).startswith("all 2 ranks wait for each other: their network has failed;")
+                raise RuntimeError("an end of the sum, at last")
+            else:
+                time.sleep(1)
+                watch.check()
+    store = dist.HashStore()
+    with beating(store, 7), RankWatch(Seat(0, 2, 0, 2), store) as watch:
+        for _ in range(100):  # each of ours ends
+            with watch.summing():
+                time.sleep(0.005)
+                watch.summed()
+                time.sleep(0.005)
+        time.sleep(0.5)  # we compute
+        watch.check()
+
+
+def test_nobody_leaves_before_all_have_done_their_part() -> None:
+    store = dist.HashStore()
+    for rank in range(3):
+        store.set(f"beat/{rank}", "0")
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(3) as pool:
+        watches = [stack.enter_context(RankWatch(Seat(rank, 3, rank, 3), store)) for rank in range(3)]
+        first, second = (pool.submit(watches[rank].leave) for rank in (0, 1))
+        time.sleep(0.3)
+        assert not first.done()
+        assert not second.done()
+        watches[2].leave()
+        second.result(30)
+        first.result(30)
+        assert store.check(["seen/0", "seen/1", "seen/2"])
+
+
+def test_who_waits_to_leave_hears_of_a_failure() -> None:
+    store = dist.HashStore()
+    store.set("beat/1", "0")
+    with RankWatch(Seat(0, 2, 0, 2), store) as watch:
+        store.set("failed", json.dumps([1, "out of memory"]))
+        with pytest.raises(OtherRankError, match="rank 1 of 2: out of memory"):
+            watch.leave()
 
 
 def test_the_first_error_is_the_one_that_is_told() -> None:

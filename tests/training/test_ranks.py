@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -24,8 +25,9 @@ from glassgpt.training.state import newest_checkpoint
 
 # The first time rank 1 kills itself, the second time rank 0 asks torchrun to stop.
 DRIVER = """
-import os, signal, sys
+import faulthandler, os, signal, sys
 from pathlib import Path
+faulthandler.dump_traceback_later(150, exit=True)
 from glassgpt.training import train as module
 
 real, rank, marker = module.take_step, int(os.environ["RANK"]), Path(os.environ["MARKER"])
@@ -100,13 +102,71 @@ def test_two_machines_meet_again_after_a_restart(
     command += ["--rdzv-id", "x", "--local-addr", "127.0.0.1", str(script)]
     command += ["train", str(shared_text), *OPTIONS, "--out", str(out)]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "MARKER": str(tmp_path / "marker")}
-    pipes: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
-    machines = [started(command, env=environment, **pipes) for _ in range(2)]
-    said = [machine.communicate(timeout=240)[0] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], "\n".join(said)
+    with (tmp_path / "said").open("a", encoding="utf-8") as said:
+        machines = [started(command, env=environment, stdout=said, stderr=said) for _ in range(2)]
+    codes = []
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        codes = [machine.wait(400) for machine in machines]
+    lines = (tmp_path / "said").read_text(encoding="utf-8")
+    assert codes == [0, 0], lines
     assert (tmp_path / "marker").exists()
-    assert f"resuming {out} at step 20" in " ".join("".join(said).split())
+    assert f"resuming {out} at step 20" in " ".join(lines.split())
     assert_same_losses(out, alone)
+
+
+TRAIN = ("--steps", "4", "--shape", "nano", "--tokenizer", "byte", "--eval-batches", "1", "--sample-tokens", "0")
+
+
+@pytest.mark.slow
+def test_ranks_whose_network_fails_end_in_one_line(tmp_path: Path, shared_text: Path, launch: Launch) -> None:
+    """In a sum that none of them gets out of, and before, where one cannot be reached."""
+    code = f"""{QUICK}
+import time
+import torch.distributed as dist
+from glassgpt.training import ranks, train
+rank_watch.STUCK = 5
+"""
+    hanging = f"""{code}
+def taking(*rest, real=train.take_step):
+    if rest[3] == 2:
+        dist.all_reduce = lambda *_, **__: time.sleep(1000)
+    return real(*rest)
+train.take_step = taking
+"""
+    done = launch(2, "train", shared_text, *TRAIN, "--out", tmp_path / "run", code=hanging)
+    assert done.codes == [1, 1]
+    assert len(done.ours) == 1
+    assert "all 2 ranks wait for each other: their network has failed; all ranks stop, and" in done.ours[0]
+
+    apart = f"""{code}
+ranks._CONNECT_SECONDS = 1.5
+if rank == 1:
+    dist.init_process_group = lambda *_, **__: time.sleep(1000)
+"""
+    done = launch(2, "train", shared_text, *TRAIN, "--out", tmp_path / "other", code=apart)
+    assert done.codes == [1, 1]
+    assert len(done.ours) == 1
+    assert "could not connect to each other within 1.5 s: GLOO_SOCKET_IFNAME and NCCL" in done.ours[0]
+
+
+@pytest.mark.slow
+def test_ranks_are_waited_for_once_connected_and_crash_unharmed_when_python_ends(
+    tmp_path: Path, shared_text: Path, launch: Launch
+) -> None:
+    code = f"""{QUICK}
+import atexit, os, signal, time
+from glassgpt.training import ranks, train
+ranks._CONNECT_SECONDS = 1.5
+def taking(*rest, real=train.take_step):
+    if rest[3] == 2 and rank == 1:
+        time.sleep(4)
+    return real(*rest)
+train.take_step = taking
+atexit.register(os.kill, os.getpid(), signal.SIGSEGV)
+"""
+    done = launch(2, "train", shared_text, *TRAIN, "--out", tmp_path / "run", code=code)
+    assert done.finished, done
+    assert "next: glassgpt generate" in done.stderr
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """Which ranks are still there. One that fails says so; one that is killed, hangs or loses its machine falls silent.
 
 A thread of each rank writes a beat every second into the store of `torchrun`, and reads those of the others. A sum
-over all ranks that cannot be finished says only that some rank is missing; the beats say which.
+over all ranks that cannot be finished says only that some rank is missing; the beats say which. A beat also says which
+sum its rank waits in: where all wait and none gets on, their network has failed and not they.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ import time
 from collections.abc import Iterator
 from typing import Any, Self
 
-import torch
-import torch.distributed as dist
-
 BEAT = 1.0
 """Seconds between beats. Time is counted in our own beats, so that nobody is lost while this process is stopped."""
 SILENT = 25
 """Beats of ours without one of another rank after which that is lost: many, because a machine may be busy."""
+STUCK = 120
+"""Beats of ours in which all ranks wait in sums without an end of any: 32 MB take less, on all but a broken network."""
 ARRIVAL_SECONDS = 600.0
 """How far apart ranks may arrive: a machine may import from a slow disk."""
 _POLL = 0.1  # seconds
 _MISSED = 4  # the same, once a sum has failed: then some rank is lost
+_LEAVING = 10.0  # seconds that the first rank waits for the others to leave
 _GRACE = 8.0  # seconds that a main thread has to end by itself, which is tidier, when another rank has failed
 
 _log = logging.getLogger(__name__)
@@ -107,11 +108,6 @@ def _peek(store: Store, key: str) -> str:
     return store.get(key).decode() if store.check([key]) else ""
 
 
-def meet() -> None:
-    """Wait until all ranks are here. On the CPU: a barrier of NCCL would have to guess the GPU."""
-    dist.all_reduce(torch.zeros(1))
-
-
 class RankWatch:
     """Beats for this rank, and listens for the others, which have sent a first one, until the body of `with` ends.
 
@@ -124,6 +120,7 @@ class RankWatch:
         self._ended, self._found, self._suspicious = threading.Event(), threading.Event(), threading.Event()
         self._error: OtherRankError | None = None
         self._beats = [f"beat/{rank}" for rank in range(seat.world_size)]
+        self._sums = 0  # that have begun or ended here: odd within one
         self._thread = threading.Thread(target=self._run, name="rank watch", daemon=True)
 
     def __enter__(self) -> Self:
@@ -152,6 +149,35 @@ class RankWatch:
             self.check()
             raise
 
+    @contextlib.contextmanager
+    def summing(self) -> Iterator[None]:
+        """As `explained`, for what waits for all other ranks and does nothing else."""
+        self._sums += 1
+        try:
+            with self.explained():
+                yield
+        finally:
+            self._sums += 1
+
+    def summed(self) -> None:
+        """Within `summing`: a part of it has ended."""
+        self._sums += 2
+
+    def leave(self) -> None:
+        """Wait until all ranks have done all that they need each other for: from then on none can fail the others.
+
+        Rank 0 stays until the others have seen that, for the store may be its own.
+        """
+        done, seen = ([f"{word}/{rank}" for rank in range(self._seat.world_size)] for word in ("done", "seen"))
+        self._store.set(done[self._seat.rank], "")
+        while not self._store.check(done):
+            self.check()
+            time.sleep(_POLL)
+        self._store.set(seen[self._seat.rank], "")
+        until = time.monotonic() + _LEAVING
+        while self._seat.rank == 0 and not self._store.check(seen) and time.monotonic() < until:
+            time.sleep(_POLL)
+
     def failed(self, error: Exception) -> Exception:
         """What to raise for an error of this rank: all ranks hear of it, and of those that fail alike one speaks."""
         if self._seat.rank > 0:
@@ -166,21 +192,23 @@ class RankWatch:
 
     def _run(self) -> None:
         """Until something is found, and then for a while more: the main thread ends the process better than we do."""
-        seen: list[bytes] = []
+        seen: list[str] = []
         missed = [0] * self._seat.world_size
-        count = 0
+        sums: list[str] = []
+        count = still = 0
         while not self._ended.wait(BEAT) and self._error is None:
             count += 1
             try:
-                self._store.set(self._beats[self._seat.rank], str(count))
-                beats = self._store.multi_get(self._beats)
+                self._store.set(self._beats[self._seat.rank], f"{count} {self._sums}")
+                beats = [beat.decode() for beat in self._store.multi_get(self._beats)]
                 failed = json.loads(self._store.get("failed")) if self._store.check(["failed"]) else None
             except RuntimeError:
                 if not self._ended.wait(2 * BEAT):
                     self._lost({0}, "the machine of rank 0 is lost, or the torchrun on it")
                 break
             missed = [n + 1 if old == new else 0 for n, old, new in zip(missed, seen or beats, beats, strict=True)]
-            seen = beats
+            seen, before, sums = beats, sums, [beat.partition(" ")[2] for beat in beats]
+            still = still + 1 if sums == before and all(int(n or 0) % 2 for n in sums) else 0
             if failed is not None:
                 rank, line = failed
                 said = rank in self._seat.machine() or not self._seat.speaks(set())
@@ -188,6 +216,8 @@ class RankWatch:
             elif lost := {rank for rank, n in enumerate(missed) if n > self._limit()} - {self._seat.rank}:
                 names = " and ".join(f"rank {rank}" for rank in sorted(lost))
                 self._lost(lost, f"{names} of {self._seat.world_size} fell silent: killed, hanging, or its machine")
+            elif still > STUCK:
+                self._lost(set(), f"all {self._seat.world_size} ranks wait for each other: their network has failed")
         if self._error is not None:
             self._found.set()
             if not self._ended.wait(_GRACE):

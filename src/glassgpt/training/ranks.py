@@ -8,6 +8,7 @@ the model, which is `shards`'.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import hashlib
@@ -15,6 +16,7 @@ import itertools
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,11 +25,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from glassgpt.training.rank_watch import ARRIVAL_SECONDS, OtherRankError, RankWatch, Seat, Store, assembled, meet
+from glassgpt.training.rank_watch import ARRIVAL_SECONDS, OtherRankError, RankWatch, Seat, Store, assembled
 from glassgpt.training.shards import is_sharded
 
 _BUCKET = 2**23  # numbers in one reduction: 32 MB, large enough for the network, small beside the gradients
 _TIMEOUT = datetime.timedelta(hours=1)  # of one reduction, in which rank 0 may save; the watch is far quicker
+_CONNECT_SECONDS = 120.0  # until all ranks, which are here, are connected
 _POLL = 0.1  # seconds
 _RUNS = itertools.count()  # of this process
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -108,7 +111,7 @@ class _Joined(Ranks):
 
     def sum(self, values: Sequence[float]) -> list[float]:
         numbers = torch.tensor(values, dtype=torch.float64)
-        with self._watch.explained():
+        with self._watch.summing():
             dist.all_reduce(numbers)
         return [float(number) for number in numbers.tolist()]
 
@@ -116,10 +119,11 @@ class _Joined(Ranks):
         gradients = [p.grad for p in parameters if p.grad is not None]
         numbers = torch.tensor(values, dtype=torch.float32, device=gradients[0].device)
         buckets = _buckets([numbers, *(gradient for gradient in gradients if not is_sharded(gradient))])
-        with self._watch.explained():
-            flats = [torch.cat([part.flatten() for part in bucket]) for bucket in buckets]
+        flats = [torch.cat([part.flatten() for part in bucket]) for bucket in buckets]
+        with self._watch.summing():
             for work in [dist.all_reduce(flat, async_op=True) for flat in flats]:
                 work.wait()
+                self._watch.summed()
         for bucket, flat in zip(buckets, flats, strict=True):
             for part, summed in zip(bucket, flat.split([part.numel() for part in bucket]), strict=True):
                 part.copy_(summed.view(part.shape))
@@ -181,16 +185,13 @@ def joined() -> Iterator[Ranks]:
     with RankWatch(seat, store) as watch:
         try:
             if ours:
-                backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-                of_group = dist.PrefixStore(f"{name}/group", of_group)  # type: ignore[attr-defined]
-                dist.init_process_group(
-                    backend, store=of_group, rank=seat.rank, world_size=seat.world_size, timeout=_TIMEOUT
-                )
+                with watch.explained():
+                    _connect(seat, dist.PrefixStore(f"{name}/group", of_group))  # type: ignore[attr-defined]
             store.set(f"agent/{seat.rank}", _agent(number))
             agents = [store.get(f"agent/{rank}").decode() for rank in range(seat.world_size)]
             yield _Joined(seat, watch, store, list(dict.fromkeys([_agent(number), *agents])))
             with watch.explained():
-                meet()  # whoever leaves first must not be taken for lost
+                watch.leave()
         except OtherRankError:
             raise
         except Exception as error:
@@ -202,9 +203,39 @@ def joined() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def _connect(seat: Seat, store: Store) -> None:
+    """Connections between all ranks; `RuntimeError` where there is no way between some."""
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    limit = datetime.timedelta(seconds=_CONNECT_SECONDS)
+    try:
+        dist.init_process_group(backend, store=store, rank=seat.rank, world_size=seat.world_size, timeout=limit)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"the ranks are there, but could not connect to each other within {_CONNECT_SECONDS:g} s: "
+            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network to use where a machine has several"
+        ) from error
+    dist.distributed_c10d._set_pg_timeout(_TIMEOUT)
+
+
 def is_first() -> bool:
     """As `Ranks.first`, before and after the ranks are joined."""
     return not _is_joined() or os.environ["RANK"] == "0"
+
+
+def end_at_once(code: int) -> None:
+    """Where there are several ranks: once Python ends, the process does, with this exit code.
+
+    PyTorch's threads go on while Python destroys what they use. A rank that crashes there, after all is saved, would be
+    one that failed: `torchrun` would start it again, and wait for the others, which have ended.
+    """
+    if _is_joined():
+        atexit.register(_end, code)
+
+
+def _end(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def _is_joined() -> bool:
