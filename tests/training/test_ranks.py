@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,9 @@ def taking(objective, optimizers, batch, step, *rest):
 
 module.take_step = taking
 from glassgpt.cli import main
-sys.exit(main(sys.argv[1:]))
+code = main(sys.argv[1:])
+(marker.parent / f"ended-{rank}").write_text(str(code))
+sys.exit(code)
 """
 
 
@@ -104,11 +106,14 @@ def test_two_machines_meet_again_after_a_restart(
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "MARKER": str(tmp_path / "marker")}
     with (tmp_path / "said").open("a", encoding="utf-8") as said:
         machines = [started(command, env=environment, stdout=said, stderr=said) for _ in range(2)]
-    codes = []
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        codes = [machine.wait(400) for machine in machines]
+    # of the ranks, not of torchrun, which may wait for another torchrun for minutes after its own have ended
+    ended, until = [tmp_path / f"ended-{rank}" for rank in range(2)], time.monotonic() + 400
+    while time.monotonic() < until and any(machine.poll() is None for machine in machines):
+        if all(path.exists() and path.read_text() == "0" for path in ended):
+            break
+        time.sleep(0.2)
     lines = (tmp_path / "said").read_text(encoding="utf-8")
-    assert codes == [0, 0], lines
+    assert [path.read_text() for path in ended if path.exists()] == ["0", "0"], lines
     assert (tmp_path / "marker").exists()
     assert f"resuming {out} at step 20" in " ".join(lines.split())
     assert_same_losses(out, alone)
