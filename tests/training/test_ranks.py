@@ -77,7 +77,8 @@ def test_torchrun_restarts_from_the_last_checkpoint_and_a_signal_saves(
     out, script = tmp_path / "run", tmp_path / "driver.py"
     script.write_text(DRIVER, encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", str(script)]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+    command += ["--log-dir", str(tmp_path / "logs"), str(script)]
     command += ["train", str(shared_text), *OPTIONS, "--out", str(out)]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "MARKER": str(tmp_path / "marker")}
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False, env=environment)
@@ -101,7 +102,8 @@ def test_two_machines_meet_again_after_a_restart(
         port = server.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     command += ["--max-restarts", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
-    command += ["--rdzv-id", "x", "--local-addr", "127.0.0.1", str(script)]
+    command += ["--rdzv-id", "x", "--local-addr", "127.0.0.1"]
+    command += ["--log-dir", str(tmp_path / "logs"), str(script)]
     command += ["train", str(shared_text), *OPTIONS, "--out", str(out)]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "MARKER": str(tmp_path / "marker")}
     with (tmp_path / "said").open("a", encoding="utf-8") as said:
