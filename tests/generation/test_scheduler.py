@@ -1,21 +1,27 @@
 """The scheduler over a decoder whose next token is a hash of a row's tokens, so that any slip is another text."""
 
 import dataclasses
+import itertools
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from glassgpt import GPTModel, Tokenizer, complete
+from glassgpt.generation.cpu.decoder import CPUDecoder
+from glassgpt.generation.cpu.load import pack_model
 from glassgpt.generation.decoder import Decoder, Prefix, Scores
 from glassgpt.generation.options import Generation
 from glassgpt.generation.prefixes import WORTH, Prefixes
 from glassgpt.generation.row import Row
+from glassgpt.generation.sampling import UnusableScoresError
 from glassgpt.generation.scheduler import MOST_BYTES, MOST_ROWS, Request, Scheduler
+from glassgpt.generation.speculation import PromptLookup
 from glassgpt.generation.torch_decoder import CachedDecoder
 
 CONTEXT = 64
@@ -308,6 +314,47 @@ def test_chunks_and_shared_beginnings_change_no_token(
     options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 25, "overflow": "slide"}
     for prompt, row in zip(prompts, rows, strict=True):
         assert row.completion() == complete(model, tiny_tokenizer, [prompt], **options)[0]
+
+
+POISON = 7
+
+
+@pytest.mark.parametrize("kind", ["cached", "compiled", "speculating"])
+def test_a_row_that_fails_fails_alone(
+    tiny_model: Callable[..., GPTModel], tiny_tokenizer: Tokenizer, kind: str
+) -> None:
+    """At its prompt, at any later token, or while its prompt is scored; nothing of it is left behind for others."""
+    model = tiny_model(vocab_size=260, context_length=CONTEXT)
+    options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 20}
+    healthy = [[*A[:n], *b"xyz"[:m]] for n in (1, 9, 33) for m in range(3)]
+    wanted = complete(model, tiny_tokenizer, healthy, **options)
+    with torch.no_grad():  # all that reads the token is no number: a model with such weights would not load
+        model.tok_emb.weight[POISON] = 12345.0
+    packed = pack_model(model)
+    packed.weights.tokens[packed.weights.tokens == 12345.0] = np.nan
+    model.tok_emb.weight.data[POISON] = torch.nan
+    decoder = CachedDecoder(model) if kind == "cached" else CPUDecoder(packed)
+    proposer = PromptLookup() if kind == "speculating" else None
+    draws_poison = Generation(**options, logit_bias={POISON: 100.0})
+    for isolates in (True, False):
+        scheduler = Scheduler(decoder, max_rows=4, chunk=8, remembered=4 * CONTEXT, isolates=isolates)
+        rows = [Row(ids, tiny_tokenizer, Generation(**options)) for ids in healthy]
+        bad = [Row([*A[:n], POISON, *B[:5]], tiny_tokenizer, Generation(**options)) for n in (0, 30)]
+        bad += [Row(B[:n], tiny_tokenizer, draws_poison) for n in (1, 20)]
+        bad.append(Row([*B[:12], POISON, *A[:12]], tiny_tokenizer, Generation(**options, logprobs=1), scored=True))
+        for row in [row for pair in itertools.zip_longest(rows, bad) for row in pair if row]:
+            scheduler.submit(row, proposer)
+        if not isolates:
+            with pytest.raises(UnusableScoresError, match="scores are not finite: its weights are damaged"):
+                steps(scheduler)
+            scheduler.close()
+            break
+        steps(scheduler)
+        assert [row.completion() for row in rows] == wanted
+        assert [(row.finish_reason, str(row.error)[:31]) for row in bad] == 5 * [
+            ("failed", "the model's scores are not fini")
+        ]
+        assert not any(POISON in kept for kept in scheduler._prefixes._kept)
 
 
 def test_as_many_rows_as_their_memory_allows() -> None:

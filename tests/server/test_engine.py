@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from running import SECONDS, Gate
 
 from glassgpt import Tokenizer, complete
 from glassgpt.generation.options import Generation
 from glassgpt.generation.row import Row
+from glassgpt.generation.sampling import UnusableScoresError, draw
 from glassgpt.server import engine as engine_module
 from glassgpt.server.engine import Ask, BrokenError, Engine, Events, Piece, QueueFullError
 from glassgpt.server.shapes import joined
@@ -209,6 +211,25 @@ def test_a_failure_is_told_and_the_next_text_is_right(gate: Gate, make_engine: M
     gate.failing = None
     assert Heard(engine, row(letters, "a")).wait()[0].text == text
     assert (engine.n_open, gate.n_live, engine.error) == (0, 0, None)
+
+
+def test_a_text_whose_scores_fail_takes_no_other_with_it(
+    gate: Gate, make_engine: Make, letters: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often that comes; of its own ask all end, with the reason."""
+    engine = make_engine()
+    wanted = Heard(engine, row(letters, "a", 30)).wait()[0].text
+    for _ in range(5):
+        bad = row(letters, "b", 30)
+        monkeypatch.setattr(bad, "choose", lambda _: draw(Generation(), np.full(5, np.nan, np.float32), [], 0.5))
+        with gate.closed():
+            beside = Heard(engine, row(letters, "a", 30))
+            together = Heard(engine, row(letters, "a", 30), bad)
+        with pytest.raises(UnusableScoresError, match="scores are not finite"):
+            together.wait()
+        assert beside.wait()[0].text == wanted
+    wait_until(lambda: engine.n_open == 0)
+    assert (gate.n_live, engine.error) == (0, None)
 
 
 def test_one_that_fails_always_takes_nothing_more(gate: Gate, make_engine: Make, letters: Tokenizer) -> None:

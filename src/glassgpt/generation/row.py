@@ -10,7 +10,14 @@ from typing import Any
 from glassgpt.generation.decoder import Draw, Scores
 from glassgpt.generation.decoder import Row as ScoreRow
 from glassgpt.generation.options import Generation
-from glassgpt.generation.sampling import TokenLogprobs, UniformStream, UniqueIds, draw, logprobs_of
+from glassgpt.generation.sampling import (
+    TokenLogprobs,
+    UniformStream,
+    UniqueIds,
+    UnusableScoresError,
+    draw,
+    logprobs_of,
+)
 from glassgpt.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -60,6 +67,8 @@ class Row:
         self.ids = list(prompt)
         self.n_prompt = len(prompt)
         self.finish_reason: str | None = None
+        self.error: UnusableScoresError | None = None
+        """Why a row ended that "failed"."""
         self.text = ""
         self.overflow, self.speculate = generation.overflow, generation.speculate
         self.n_drawn = 0
@@ -116,6 +125,10 @@ class Row:
         """The token that `choose` would draw from another model's scores after `ahead` further ones."""
         scores = scores[: self._tokenizer.n_vocab]
         return draw(self._generation, scores, self._seen.array, self._uniform.peek(ahead), self._excluded, self._drawn)
+
+    def fail(self, error: UnusableScoresError) -> None:
+        """End, for what came out of the model."""
+        self.error, self.finish_reason = error, "failed"
 
     @property
     def n_left(self) -> int:

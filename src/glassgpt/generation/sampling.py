@@ -145,6 +145,13 @@ def _invert(weights: Probabilities, target: float) -> tuple[int, float]:
     return index, target - (float(cumulative[index - 1]) if index else 0.0)
 
 
+class UnusableScoresError(ValueError):
+    """There is nothing to draw from."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's scores are not finite: its weights are damaged or its dtype overflows")
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenLogprobs:
     """How probable a token was by the model's own scores, whatever options it was drawn with."""
@@ -157,9 +164,14 @@ class TokenLogprobs:
 
 
 def logprobs_of(scores: Row, token: int, k: int) -> TokenLogprobs:
-    """Of a token after (vocab_size,) scores, and of the `k` likeliest; equal ones come in the order of their ids."""
+    """Of a token after (vocab_size,) scores, and of the `k` likeliest; equal ones come in the order of their ids.
+
+    `UnusableScoresError` where the largest is not finite.
+    """
     logprobs = scores.astype(np.float64)
-    logprobs -= logprobs.max()
+    if not np.isfinite(largest := logprobs.max()):
+        raise UnusableScoresError
+    logprobs -= largest
     logprobs -= math.log(np.exp(logprobs).sum())
     best = _largest(scores, min(k, len(scores))) if k else np.empty(0, np.intp)
     best = best[np.argsort(-scores[best], kind="stable")]
@@ -179,7 +191,7 @@ def _kept(
         first = scores.argmax()  # of the best, or of what is no number
         best = scores[first]
         if not np.isfinite(best):  # single scores may be -inf: excluded
-            raise ValueError("the model's scores are not finite: its weights are damaged or its dtype overflows")
+            raise UnusableScoresError
         if sampling.temperature == 0 or sampling.top_k == 1:
             return np.array([first]), np.ones(1, dtype=np.float32)
         logits, weights = _memory.like(scores)

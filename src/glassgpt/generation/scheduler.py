@@ -5,6 +5,7 @@ Requests wait in a queue, and rows join and leave at every step. It holds no ten
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -17,6 +18,7 @@ from glassgpt.generation.decoder import Row as ScoreRow
 from glassgpt.generation.loop import window
 from glassgpt.generation.prefixes import WORTH, Prefixes, Tokens
 from glassgpt.generation.row import Row
+from glassgpt.generation.sampling import UnusableScoresError
 from glassgpt.generation.speculation import Pace, Proposer, Tally
 from glassgpt.options import check_int
 
@@ -87,12 +89,14 @@ class Scheduler:
         tally: Tally | None = None,
         chunk_seconds: float | None = None,
         remembered: int | None = None,
+        isolates: bool = False,
     ) -> None:
         """`decoder` has no live rows; None for `max_rows` goes by `Decoder.row_bytes`. `ValueError` below 1.
 
         `tally` is told what came of speculation. With `chunk_seconds` a step reads no more than takes about so long,
         also where nobody waits for it. Of prompts that were read, and of texts that have ended, up to so many tokens
         are `remembered` for those that begin with them; None keeps what prompts share that wait at the same time.
+        Where a row's scores are not finite, `step` raises that; if it `isolates`, that row has failed, and no other.
         """
         if max_rows is None:
             max_rows = max(1, min(MOST_ROWS, MOST_BYTES // max(1, decoder.row_bytes)))
@@ -107,7 +111,7 @@ class Scheduler:
         self._step_seconds = math.inf  # of the last one
         self._numbers = itertools.count()
         self._prefixes = Prefixes(2 * decoder.context_length if remembered is None else remembered)
-        self._remembers, self._chunk_seconds = bool(remembered), chunk_seconds
+        self._remembers, self._chunk_seconds, self._isolates = bool(remembered), chunk_seconds, isolates
         self._reading_rate = _FIRST_CHUNK / chunk_seconds if chunk_seconds else math.inf  # tokens per second
 
     @property
@@ -195,12 +199,18 @@ class Scheduler:
         least = min(WORTH, budget)  # what a turn costs, however few its tokens
         while budget >= least and (reader := self._next({request for request, _ in events})):
             budget -= max(least, self._read(reader, budget))
-            if reader.n_read == len(reader.tokens):
+            if reader.row.error is not None:
+                self._reading.remove(reader)
+                events.append((reader, ""))
+                self._go_on(reader)
+                self._admit()
+            elif reader.n_read == len(reader.tokens):
                 assert reader.prefix is not None and reader.prefix.scores is not None
                 self._reading.remove(reader)
-                if self._remembers and not reader.row.n_drawn and reader.n_read >= WORTH:
-                    self._prefixes.keep(reader.tokens, reader.prefix)
+                first = not reader.row.n_drawn
                 events.append(self._draw(reader, reader.prefix.scores))
+                if self._remembers and first and reader.n_read >= WORTH and reader.row.error is None:
+                    self._prefixes.keep(reader.tokens, reader.prefix)
                 self._go_on(reader)
                 self._admit()
         return events
@@ -225,9 +235,26 @@ class Scheduler:
                 if row.finish_reason is None:
                     text += row.take(token)
             if row.finish_reason is None:
-                text += row.accept(row.choose(score))
+                text += self._write(row, score)[1]
             events.append((request, text))
         return events
+
+    def _write(self, row: Row, scores: ScoreRow) -> tuple[int, str]:
+        """The row's next token, -1 where it fails, and the text that is certain by it."""
+        with self._failing(row):
+            token = row.choose(scores)
+            return token, row.accept(token)
+        return -1, ""
+
+    @contextlib.contextmanager
+    def _failing(self, row: Row) -> Iterator[None]:
+        """Where rows are isolated, what is wrong with the scores of one ends it."""
+        try:
+            yield
+        except UnusableScoresError as error:
+            if not self._isolates:
+                raise
+            row.fail(error)
 
     def _draws(self, live: list[Request]) -> list[Draw]:
         """What each row draws in one call of the decoder, besides the token after it; nothing where it cannot be."""
@@ -263,8 +290,8 @@ class Scheduler:
             text, n_right, going_on, n_before = "", 0, True, request.row.n_drawn
             for score, guess in zip([next(scores) for _ in tokens[index]], [*guesses, None], strict=True):
                 if going_on:
-                    token = request.row.choose(score)
-                    text += request.row.accept(token)
+                    token, new = self._write(request.row, score)
+                    text += new
                     request.n_held += 1
                     going_on = token == guess and request.row.finish_reason is None
                     n_right += token == guess
@@ -310,7 +337,8 @@ class Scheduler:
             if scored:
                 assert isinstance(self._decoder, ReadsAll)
                 request.prefix, scores = self._decoder.read_all(request.tokens[start:end], request.prefix)
-                request.row.read(scores)
+                with self._failing(request.row):
+                    request.row.read(scores)
             else:
                 request.prefix = self._decoder.read(request.tokens[start:end], request.prefix)
             self._reading_rate = (end - start) / max(time.perf_counter() - began, 1e-9)
@@ -322,7 +350,7 @@ class Scheduler:
         if not request.row.n_left:  # only its prompt was to be read
             request.row.finish_reason = "length"
             return request, ""
-        return request, request.row.accept(request.row.choose(scores))
+        return request, self._write(request.row, scores)[1]
 
     def _keep(self, request: Request) -> None:
         """What a row holds at its end is for the next turn of its talk, which begins with it."""
@@ -330,6 +358,7 @@ class Scheduler:
         n_tokens = min(request.n_held, len(row.ids))
         if (
             self._remembers
+            and row.error is None
             and isinstance(decoder, Leaves)
             and n_tokens >= WORTH
             and self._prefixes.fits(n_tokens)

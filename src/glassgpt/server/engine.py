@@ -91,7 +91,11 @@ class Engine:
         token_bytes = max(1, decoder.row_bytes // decoder.context_length)
         self.decoder = decoder
         self._scheduler = Scheduler(
-            decoder, max_rows, chunk_seconds=CHUNK_SECONDS, remembered=remembered_bytes // token_bytes
+            decoder,
+            max_rows,
+            chunk_seconds=CHUNK_SECONDS,
+            remembered=remembered_bytes // token_bytes,
+            isolates=True,
         )
         self.max_open = self._scheduler.max_rows + max_queue
         """Texts that may be there at once."""
@@ -194,8 +198,13 @@ class Engine:
 
     def _hand_out(self, events: Sequence[tuple[Request, str]]) -> None:
         pieces: dict[Ask, list[Piece]] = {}
+        failed: dict[Ask, Exception] = {}
         for request, text in events:
             running = self._running[request]
+            if request.row.error is not None:
+                failed[running.ask] = request.row.error
+                del self._running[request]
+                continue
             piece = _piece(running, request.row, text)
             if piece.text or piece.ids or piece.finish_reason:
                 pieces.setdefault(running.ask, []).append(piece)
@@ -203,7 +212,12 @@ class Engine:
                 del self._running[request]
                 self._finished(running.ask)
         for ask, of_ask in pieces.items():
-            ask.deliver(of_ask)
+            if ask not in failed:
+                ask.deliver(of_ask)
+        for ask, error in failed.items():
+            _log.error("a text of the model failed: %s", error)
+            self._cancel(ask)
+            ask.deliver(error)
 
     def _finished(self, ask: Ask) -> None:
         with self._lock:
