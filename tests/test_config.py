@@ -77,7 +77,10 @@ def test_a_switch_is_true_or_false(key: str, value: object) -> None:
 
 @pytest.mark.parametrize("value", [0, 1.5, False])
 def test_a_bad_window(value: object) -> None:
-    assert message(sliding_window=value) == f"sliding_window {value!r} must be a whole number, at least 1, or None"
+    assert (
+        message(sliding_window=value)
+        == f"sliding_window {value!r} must be a whole number, at least 1 and at most 2147483648, or None"
+    )
 
 
 @pytest.mark.parametrize("value", ["flash", "", None, 3, []])

@@ -85,11 +85,10 @@ def test_what_killed_processes_left_is_known_by_its_name(tmp_path: Path) -> None
     for name in ("state", ".hidden"):
         command = [sys.executable, "-c", code, str(tmp_path / name)]
         subprocess.run(command, check=False, env={**os.environ, **source_path()})
-    (tmp_path / ".state.4711-140110171974528.tmp").mkdir()  # version 0.1's
     assert all(is_leftover(name) for name in names(tmp_path))
-    for name in ("state", ".mine.tmp", ".a.b.tmp", "x.glassgpt-tmp", ".x.12345678.glassgpt-tmp.txt"):
+    for name in ("state", ".mine.tmp", ".a.2024-11.tmp", "x.glassgpt-tmp", ".x.12345678.glassgpt-tmp.txt"):
         (tmp_path / name).write_bytes(b"x")
-    assert len(remove_leftovers(tmp_path)) == 3
+    assert len(remove_leftovers(tmp_path)) == 2
     assert len(names(tmp_path)) == 5
     assert remove_leftovers(tmp_path / "missing") == []
 

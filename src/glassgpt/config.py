@@ -44,7 +44,12 @@ class GPTConfig(Options):
         False, "the output head is the token embedding (GPT-2) instead of its own matrix (the book)", short="tie"
     )
     sliding_window: int | None = option(
-        None, "each position sees itself and the N - 1 tokens before it", unit="tokens", at_least=1, derived="all"
+        None,
+        "each position sees itself and the N - 1 tokens before it",
+        unit="tokens",
+        at_least=1,
+        at_most=2**31,
+        derived="all",
     )
     gelu: str = option("tanh", "tanh: what GPT-2 and the book compute; erf: exact, as nanoGPT", choices=GELU_KINDS)
     attention: str = option(

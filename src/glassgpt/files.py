@@ -11,8 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-# The second form is version 0.1's.
-_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}\.glassgpt-tmp|\d+-\d+\.tmp)")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.glassgpt-tmp")
 _DISK_FAILED = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 

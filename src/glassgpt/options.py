@@ -69,6 +69,8 @@ def check(name: str, value: object, kind: Any, rule: Rule | None = None) -> None
     if isinstance(value, bool):
         fits = bool in kinds
     elif isinstance(value, (int, float)):
+        if isinstance(value, int) and abs(value) > 2**1000 and float in kinds:
+            value = math.copysign(math.inf, value)  # no float is so large
         fits = (int in kinds and isinstance(value, int)) or (float in kinds and math.isfinite(value))
         fits = fits and rule.allows(value)
     elif isinstance(value, str):
@@ -145,6 +147,9 @@ def _wanted(kinds: set[Any], rule: Rule) -> str:
         wanted = ", ".join(filter(None, [words, rule.bounds(), *(f"or {choice}" for choice in rule.choices)]))
     elif rule.choices:
         wanted = f"one of {', '.join(rule.choices)}"
+    elif any(typing.get_origin(kind) is tuple for kind in kinds):
+        pairs = any(typing.get_origin(inner) is tuple for kind in kinds for inner in typing.get_args(kind))
+        wanted = "a mapping" if pairs else "a text or several"
     else:
         wanted = "a text"
     return f"{wanted}, or None" if types.NoneType in kinds else wanted

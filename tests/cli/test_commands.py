@@ -289,7 +289,7 @@ NONSENSE = [
     ("generate model x --threads 0", "'0' must be a whole number"),
     ("generate model x --threads 100000", "threads 100000 must be from 1 to 1024"),
     ("generate model x y", "unrecognized arguments: y"),
-    ("generate model \udcff", "surrogates"),
+    ("generate model \udcff", "the prompt is not valid UTF-8: its character 1 stands for no text"),
     # chat
     ("chat model --temperature -1", "temperature -1.0"),
     ("chat missing", "no model 'missing'"),

@@ -98,7 +98,7 @@ def test_a_run_that_lost_its_patience_is_finished(runs: Path) -> None:
         ("half a record", "b: b/run.json is damaged: KeyError('baselines')"),
         ("no log", "b: log.jsonl is missing"),
         ("an empty log", "b: log.jsonl has no evaluation yet"),
-        ("a torn log", "b: log.jsonl cannot be read from line 6 on: "),
+        ("a torn log", "b: log.jsonl is damaged: lines that are left out: 1"),
         ("no directory", "b: holds no run: run.json is missing"),
     ],
 )

@@ -164,13 +164,24 @@ def test_a_log_cut_off_anywhere_is_read_up_to_there(tmp_path: Path) -> None:
     [b"", b"\0" * 50, b"\xff\xfe", b"null", b"5", b'"text"', b"[]", b"{}", b'{"kind": "step"}', b'{"kind": []}']
     + [b'{"kind": "step", "step": 3}', b'{"kind": "note", "step": 3}', b"[" * 100_000],
 )
-def test_a_line_that_is_none_of_ours_ends_the_log(tmp_path: Path, strange: bytes) -> None:
+def test_a_line_that_is_none_of_ours_is_left_out(
+    tmp_path: Path, strange: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And what comes after it stays, where it goes on from the steps before."""
     fill(tmp_path, range(3))
     whole, records = (tmp_path / LOG).read_bytes(), read_log(tmp_path)
     (tmp_path / LOG).write_bytes(whole + strange + b"\n" + whole)
     assert read_log(tmp_path) == records
     RunLog(tmp_path).rewind(3)
     assert (tmp_path / LOG).read_bytes() == whole
+    fill(tmp_path, range(12))
+    lines, records = (tmp_path / LOG).read_bytes().splitlines(keepends=True), read_log(tmp_path)
+    (tmp_path / LOG).write_bytes(b"".join([*lines[:4], strange + b"\n", *lines[4:]]))
+    assert read_log(tmp_path) == records
+    caplog.clear()
+    RunLog(tmp_path).rewind(12)
+    assert (tmp_path / LOG).read_bytes() == b"".join(lines)
+    assert "1 damaged lines are left out" in caplog.text
 
 
 @given(st.binary(max_size=200))

@@ -216,11 +216,11 @@ def test_what_a_kill_left_goes_at_the_next_start(tmp_path: Path, text: Path) -> 
     out = tmp_path / "run"
     run(text, out)
     before = files(out)
-    left = out / "checkpoints" / ".step-00000004.4711-140213.tmp"
+    left = out / "checkpoints" / ".step-00000004.fedc4711.glassgpt-tmp"
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"gigabytes")
-    (out / ".data.4711-140213.tmp").mkdir()
-    (out / ".run.json.4711-1.tmp").write_text("{")
+    (out / ".data.fedc4711.glassgpt-tmp").mkdir()
+    (out / ".run.json.fedc4711.glassgpt-tmp").write_text("{")
     (out / NEXT / "data").mkdir(parents=True)
     (out / NEXT / "data" / "train.npy").write_bytes(b"half")
     left = out / NEXT / "checkpoints" / ".step-00000000.0123abcd.glassgpt-tmp" / ".model.0123abcd.glassgpt-tmp"

@@ -8,7 +8,7 @@ from pathlib import Path
 from glassgpt.bench.plan import BATCH, FLOAT32, ROUNDED
 from glassgpt.bench.plot import plot
 from glassgpt.bench.results import Bench, threads_of
-from glassgpt.files import creating
+from glassgpt.files import creating, temporary
 from glassgpt.terminal_text import table
 
 FILES = ("bench.json", "bench.md", "bench.png")
@@ -28,6 +28,8 @@ def check_new(directory: Path) -> None:
     for name in FILES:
         if (directory / name).exists():
             raise FileExistsError(f"{directory / name} exists: choose a new directory")
+    with temporary(directory / FILES[0]) as trial:  # before the work: a place where nothing can be written
+        trial.touch()
 
 
 def write_files(bench: Bench, directory: Path) -> None:

@@ -69,7 +69,7 @@ def generate_batch(arguments: argparse.Namespace, options: dict[str, Any]) -> in
     from glassgpt.generation.speculation import Tally
 
     tasks = tasks_for(model, tokenizer, arguments.prompts, prompts, _fingerprint(model))
-    tally = Tally()
+    tally, outgrown = Tally(), list[int]()
     with contextlib.ExitStack() as stack:
         records = stack.enter_context(records_at(arguments.out, tasks)) if arguments.out else None
         done = {} if records is None else records.done
@@ -79,7 +79,9 @@ def generate_batch(arguments: argparse.Namespace, options: dict[str, Any]) -> in
             if task.index in done:
                 progress.kept(task.generation.max_new_tokens)
         try:
-            for task, completion in complete_tasks(model, tokenizer, left, arguments.batch, draft, tally):
+            for task, completion in complete_tasks(
+                model, tokenizer, left, arguments.batch, draft, tally, outgrown.append
+            ):
                 progress.token()
                 if completion is not None:
                     if records is not None:
@@ -94,6 +96,12 @@ def generate_batch(arguments: argparse.Namespace, options: dict[str, Any]) -> in
             kept = f", which are kept in {arguments.out}: the same command goes on" if arguments.out else ""
             return say(f"interrupted after {progress.n_done} of {len(tasks)} prompts{kept}", FAILED)
     say(progress.summary(), DONE)
+    if outgrown:
+        say(
+            f"{len(outgrown)} texts grew longer than the model's context of {outgrown[0]} tokens: from there on it saw "
+            "only their last part (--overflow)",
+            DONE,
+        )
     if tally.n_drawn:
         say(str(tally), DONE)
     say_choice(arguments, model)

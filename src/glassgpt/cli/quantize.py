@@ -25,8 +25,8 @@ def add_commands(commands: Any) -> None:
         "--text",
         type=Path,
         metavar="FILE",
-        help="text or folder: its beginning weighs the errors, its end measures them (default: text that the model "
-        "writes itself)",
+        help="text or folder: of its first 20,480 tokens the most weigh the errors, and the last fifth measures them "
+        "(default: text that the model writes itself)",
     )
     quantize.add_argument(
         "--method",
@@ -50,6 +50,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
             arguments.to,
             text=arguments.text,
             method=arguments.method,
+            threads=arguments.threads,
             progress=progress,
         )
     if arguments.json:

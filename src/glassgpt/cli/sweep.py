@@ -108,7 +108,7 @@ def _say(text: str) -> None:
 
 def _report(result: Sweep) -> str:
     """The table, the best run first, and the picture's name."""
-    from glassgpt.training.compare import RESULTS, results_row, shown
+    from glassgpt.training.compare import RESULTS, Comparison, results_row, shown
     from glassgpt.training.sweep import SWEEP_PLOT
 
     names = result.ranked()
@@ -122,6 +122,7 @@ def _report(result: Sweep) -> str:
         rows.append([*cells, *figures])
     lines = [table([*settings, *RESULTS], rows)]
     lines += [f"- {name}: {reason}" for name, reason in result.failed.items()]
+    lines += [f"- {note}" for note in Comparison(list(result.looks.values()), {}).notes()]
     return "\n".join([*lines, f"picture: {result.directory / SWEEP_PLOT}"]) + "\n"
 
 

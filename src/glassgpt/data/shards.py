@@ -191,7 +191,7 @@ class TokenSequence:
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = [part for part in parts if _length(part)]
         ends = np.cumsum([_length(part) for part in self._parts], dtype=np.int64).tolist()
-        self._starts, self._length = [0, *ends[:-1]], ends[-1] if ends else 0
+        self._starts, self._length = [0, *ends][: len(ends)], ends[-1] if ends else 0
         self._maps: dict[int, npt.NDArray[Any]] = {}  # the one that was read last is the last
         self._read: set[int] = set()
 

@@ -148,6 +148,9 @@ def open_sources(
         tokenizer = datasets[0].tokenizer
     if len(datasets) == 1:
         return datasets[0].tokenizer, datasets[0].train, datasets[0].validation
+    for source, dataset in zip(sources, datasets, strict=True):
+        if not dataset.validation.n_tokens:
+            raise ValueError(f"{source.path} has no tokens for validation: it cannot be part of a mixture")
     weights = normalised([source.weight or d.train.n_tokens for source, d in zip(sources, datasets, strict=True)])
     train, validation = [d.train for d in datasets], [d.validation for d in datasets]
     mixture = Mixture([side.tokens for side in train], weights)

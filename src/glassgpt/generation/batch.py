@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,7 +17,7 @@ from glassgpt.data.unpack import inner_suffix, unpacked
 from glassgpt.generation.decoder import Decoder
 from glassgpt.generation.options import Generation
 from glassgpt.generation.row import Completion, Row
-from glassgpt.generation.scheduler import Request, Scheduler
+from glassgpt.generation.scheduler import Request, Scheduler, check_speculates
 from glassgpt.generation.speculation import Tally
 from glassgpt.generation.text import check_fits, decoder_for, prompt_ids, proposers_for
 from glassgpt.json_file import parse_json
@@ -142,11 +142,17 @@ def tasks_for(
 ) -> list[Task]:
     """The prompts of `path` for a model whose weights have this `fingerprint`; errors as in `read_prompts`."""
     whose = f"{fingerprint} {tokenizer.fingerprint}"
+    if tokenizer.stop_ids != {tokenizer.eot_id}:
+        whose += f" {sorted(tokenizer.stop_ids)}"
     tasks = []
     for index, prompt in enumerate(prompts):
         try:
             ids = prompt_ids(model, tokenizer, prompt.text)
             check_fits(model, len(ids), prompt.generation)
+            if prompt.generation.logit_bias:
+                Row(ids, tokenizer, prompt.generation)
+            if prompt.generation.speculate != "none":
+                check_speculates(decoder_for(model, 1))
         except ValueError as error:
             raise ValueError(f"{path}:{prompt.line}: {error}") from None
         decisive = {name: value for name, value in prompt.generation.to_dict().items() if name != "speculate"}
@@ -163,11 +169,12 @@ def complete_tasks(
     max_rows: int | None = None,
     draft: LanguageModel | Decoder | None = None,
     tally: Tally | None = None,
+    on_overflow: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[Task, Completion | None]]:
     """An item for each token that is drawn; it has the completion where the token is the task's last.
 
     Tasks are begun in their order and finish in any. At most `max_rows` are decoded at once; None goes by memory.
-    `draft` and `tally` as in `complete`.
+    `draft` and `tally` as in `complete`; `on_overflow` hears the context length once for each text that exceeds it.
     """
     longest = max((len(task.ids) + task.generation.max_new_tokens for task in tasks), default=1)
     scheduler = Scheduler(decoder_for(model, longest), max_rows, tally=tally)
@@ -178,7 +185,7 @@ def complete_tasks(
     while True:
         # so many wait that the scheduler sees what they begin with; a row for each of a million would be too many
         while scheduler.n_waiting <= scheduler.max_rows and (task := next(pending, None)):
-            row = Row(task.ids, tokenizer, task.generation)
+            row = Row(task.ids, tokenizer, task.generation, on_overflow)
             asked[scheduler.submit(row, proposers[row.speculate])] = task
         if not scheduler.busy:
             return
@@ -196,15 +203,21 @@ def complete_tasks(
 class Records:
     """A file of records, one JSON object a line, to which finished tasks are appended; made by `records_at`."""
 
-    def __init__(self, file: BinaryIO, done: dict[int, dict[str, Any]]) -> None:
-        self._file = file
+    def __init__(self, path: Path, file: BinaryIO, done: dict[int, dict[str, Any]]) -> None:
+        self._path, self._file = path, file
         self.done = done
         """The records that were there already, by index."""
 
     def append(self, task: Task, completion: Completion) -> None:
-        """Write a record; it is out of this process's hands when the method returns."""
-        self._file.write(record_line(task.record(completion)).encode())
-        self._file.flush()
+        """Write a record; it is out of this process's hands when the method returns. `OSError` names the file."""
+        try:
+            self._file.write(record_line(task.record(completion)).encode())
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"{self._path}: {(error.strerror or str(error)).lower()}; its whole records are kept, and the same "
+                "command goes on"
+            ) from error
 
 
 def record_line(record: Mapping[str, Any]) -> str:
@@ -227,7 +240,7 @@ def records_at(path: Path, tasks: Sequence[Task]) -> Iterator[Records]:
         done, size = _read_records(path, raw, tasks)
         raw.truncate(size)
         with io.BufferedWriter(raw) as file:
-            yield Records(file, done)
+            yield Records(path, file, done)
 
 
 def _read_records(path: Path, raw: io.FileIO, tasks: Sequence[Task]) -> tuple[dict[int, dict[str, Any]], int]:
@@ -236,7 +249,7 @@ def _read_records(path: Path, raw: io.FileIO, tasks: Sequence[Task]) -> tuple[di
     size = number = 0
     file = io.BufferedReader(raw)
     try:
-        while line := file.readline(_LONGEST_LINE):
+        while line := _line(file):
             number += 1
             cut_off = not line.endswith(b"\n") and (number > 1 or line.startswith(_BEGINNING))
             if cut_off and any(_begins(line, task) for task in tasks if task.index not in done):
@@ -255,6 +268,14 @@ def _read_records(path: Path, raw: io.FileIO, tasks: Sequence[Task]) -> tuple[di
     finally:
         file.detach()
     return done, size
+
+
+def _line(file: io.BufferedReader[io.FileIO]) -> bytes:
+    """To the end of the line, or of the file; of what is no record of ours no more than one could need."""
+    line = file.readline(_LONGEST_LINE)
+    if len(line) == _LONGEST_LINE and not line.endswith(b"\n") and line.startswith(_BEGINNING):
+        line += file.readline()  # with the log-probabilities of a whole vocabulary
+    return line
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -280,7 +280,7 @@ def _nucleus(logits: npt.NDArray[Any], memory: npt.NDArray[Any], p: float, least
     mass = np.bincount(bins, weights=weights).astype(np.float64)
     cut, rest = _reach(mass, p * total)
     edge = np.flatnonzero(bins == cut)
-    edge = edge[np.argsort(-weights[edge], kind="stable")]
+    edge = edge[np.argsort(-logits[edge], kind="stable")]  # weights of scores that are almost equal are equal
     last, _ = _reach(weights[edge].astype(np.float64), rest)
     kept = bins < cut
     kept[edge[: last + 1]] = True

@@ -161,8 +161,9 @@ class DraftModel:
             fits = len(row.ids) + n_wanted - 1 <= context
             start = 0 if fits else max(0, len(row.ids) - max(1, context // 2))
             text = row.ids[start:]
-            self._decoder.join(self._decoder.read(text))
+            prefix = self._decoder.read(text)
             held = self._held[row] = _Held(start, text, len(text))
+            self._decoder.join(prefix)
             self._rows.append(row)
         text = row.ids[held.start :]
         n = min(held.n_sure, len(text) - 1)
@@ -176,7 +177,8 @@ class DraftModel:
 
     def forget(self, row: Row) -> None:
         """See `Proposer`."""
-        if self._held.pop(row, None) is not None:
+        self._held.pop(row, None)
+        if row in self._rows:
             index = self._rows.index(row)
             self._decoder.drop(index)
             self._rows[index] = self._rows[-1]  # as the decoder does

@@ -125,7 +125,10 @@ def prompt_ids(model: LanguageModel | Decoder, tokenizer: Tokenizer, prompt: str
     """
     if isinstance(prompt, int):
         raise ValueError(f"prompt {prompt!r} must be a text or a list of token ids")
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    try:
+        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the prompt is not valid UTF-8: its character {error.start + 1} stands for no text") from None
     if not ids and tokenizer.eot_id is not None:
         ids = [tokenizer.eot_id]
     if not ids:
@@ -172,7 +175,8 @@ def _rows(
         own = generation if seeds is None else generation.replace(seed=seeds[number])
         rows.append(Row(ids, tokenizer, own, on_overflow))
     longest = max((row.n_prompt for row in rows), default=0)
-    check_fits(model, longest, generation)
+    if rows:
+        check_fits(model, longest, generation)
     return rows, longest + generation.max_new_tokens
 
 
@@ -201,6 +205,9 @@ def _run(
                 yield numbers[request], text
         finally:
             scheduler.close()
+            for proposer in filter(None, proposers.values()):  # a step that was broken off may have lost a request
+                for row in rows:
+                    proposer.forget(row)
 
     return run()
 

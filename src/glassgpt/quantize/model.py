@@ -82,28 +82,52 @@ def quantize_model(
     *,
     text: str | Path | None = None,
     method: str = "gptq",
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Quantization:
     """Write `model`, anything that `load_model` reads, as the new directory `out` in "int8" or "int4".
 
     The activations that weigh the error come from `text`, a file or folder; None: from text that the model writes
     itself, from a fixed seed. `method` is one of `rounding.METHODS`: each number to the nearest, a search for each
-    group's scale, or that with errors made up for by later columns. Positions, norms and biases stay float32.
+    group's scale, or that with errors made up for by later columns. Positions, norms and biases stay float32. `threads`
+    as in `load_decoder`.
 
     Raises what `load_model` raises, and `ValueError` for a text that is too short, a model that is quantised already,
     or `out` that is not empty: nothing is overwritten.
     """
     check("to", to, str, Rule(help="", choices=tuple(NUMBER_TYPES)))
-    bits = NUMBER_TYPES[to]
     check("method", method, str, Rule(help="", choices=METHODS))
     out, progress = Path(out), progress or Progress()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not empty: choose a new directory")
+    if out.resolve() == Path.cwd():
+        raise ValueError(f"{out} is the current directory, which cannot be replaced: choose a new one")
     path = resolve_model(model)
     if recognise(path)[0].name == "quantized":
         raise ValueError(f"{path} is quantised already: quantize the model that it was made from")
+    with replacing(out) as new:  # before the work: there is nothing to be written where nothing can be
+        new.mkdir()
+        result = _quantized(path, new, out, to, text, method, threads, progress)
+        write_text(new / REPORT, json.dumps(result.to_dict(), indent=2) + "\n")
+        if out.exists():
+            out.rmdir()  # an empty one, which not every system replaces
+    return result
+
+
+def _quantized(
+    path: Path,
+    new: Path,
+    out: Path,
+    to: str,
+    text: str | Path | None,
+    method: str,
+    threads: int | None,
+    progress: Progress,
+) -> Quantization:
+    """The model of `path`, quantised, in the directory `new`, which is to become `out`."""
+    bits = NUMBER_TYPES[to]
     source, tokenizer = load_model(path)
-    reference = compiled_decoder(source, message=progress.message)
+    reference = compiled_decoder(source, message=progress.message, threads=threads)
     title, tokens = _tokens(reference, tokenizer, text, progress)
     n_held_out = min(_HELD_OUT, len(tokens) // 4)
     calibration = tokens[: min(_CALIBRATION, len(tokens) - n_held_out)]
@@ -116,35 +140,28 @@ def quantize_model(
         lambda done, total: progress.work("quantising", done, total, "matrices"),
     )
     about = {"method": method, "calibration": {"text": title, "tokens": len(calibration)}}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as new:
-        new.mkdir()
-        _write(new, small, tokenizer, groups, bits, about)
-        decoder, _ = load_decoder(new, message=progress.message)
-        held_out = _windows(tokens[len(tokens) - n_held_out :], source.context_length)
-        comparison = compare(
-            reference, decoder, held_out, lambda done, total: progress.work("comparing", done, total, "tokens")
-        )
-        n_weights = sum(each.numbers.size for each in groups.values())
-        n_scales = sum(each.scales.size for each in groups.values())
-        result = Quantization(
-            out,
-            to,
-            method,
-            title,
-            len(calibration),
-            comparison,
-            (new / "model.safetensors").stat().st_size,
-            4 * source.n_parameters(),
-            bits + 16 * n_scales / n_weights,
-            tokens_per_second(decoder),
-            tokens_per_second(reference),
-            outliers,
-        )
-        write_text(new / REPORT, json.dumps(result.to_dict(), indent=2) + "\n")
-        if out.exists():
-            out.rmdir()  # an empty one, which not every system replaces
-    return result
+    _write(new, small, tokenizer, groups, bits, about)
+    decoder, _ = load_decoder(new, message=progress.message, threads=threads)
+    held_out = _windows(tokens[len(tokens) - n_held_out :], source.context_length)
+    comparison = compare(
+        reference, decoder, held_out, lambda done, total: progress.work("comparing", done, total, "tokens")
+    )
+    n_weights = sum(each.numbers.size for each in groups.values())
+    n_scales = sum(each.scales.size for each in groups.values())
+    return Quantization(
+        out,
+        to,
+        method,
+        title,
+        len(calibration),
+        comparison,
+        (new / "model.safetensors").stat().st_size,
+        4 * source.n_parameters(),
+        bits + 16 * n_scales / n_weights,
+        tokens_per_second(decoder),
+        tokens_per_second(reference),
+        outliers,
+    )
 
 
 def _write(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import math
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 
 from glassgpt.files import sync, write_text
 from glassgpt.training.run_directory import CSV, LOG, SAMPLES
+
+_log = logging.getLogger(__name__)
 
 _COLUMNS = (
     *("kind", "step", "loss", "gradient_norm", "rate", "tokens_per_second"),
@@ -41,7 +44,10 @@ class RunLog:
         the records that stay.
         """
         ends = {"step": first_step, "evaluation": (first_step if evaluated is None else evaluated) + 1}
-        kept = [r for r in read_log(self._run) if r["step"] < ends[r["kind"]]]
+        records, n_damaged = read_log_and_damage(self._run)
+        if n_damaged:
+            _log.warning("%s: %d damaged lines are left out", self._run / LOG, n_damaged)
+        kept = [r for r in records if r["step"] < ends[r["kind"]]]
         write_text(self._run / LOG, "".join(map(_line, kept)))
         if kept:
             write_text(self._run / CSV, _csv_header() + "".join(map(_csv, kept)))
@@ -89,24 +95,42 @@ class RunLog:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The records of `log.jsonl`, up to the first line that a kill cut off or that is not ours."""
-    return read_log_and_rest(run)[0]
+    """The records of `log.jsonl`, without lines that a kill cut off or that are not ours."""
+    return read_log_and_damage(run)[0]
 
 
-def read_log_and_rest(run: Path) -> tuple[list[dict[str, Any]], int]:
-    """The records of `log.jsonl`, as `read_log` has them, and how many lines come after them."""
+def read_log_and_damage(run: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of `log.jsonl`, as `read_log` has them, and how many lines before the last are none.
+
+    After one that is damaged what does not go on from the steps before is none, either.
+    """
     path = run / LOG
-    records = []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(record, dict) or not _KEYS.get(str(record.get("kind")), {""}) <= record.keys():
-            break
-        records.append(record)
-    return records, len(lines) - len(records)
+    records: list[dict[str, Any]] = []
+    n_damaged = 0
+    for number, line in enumerate(lines, 1):
+        record = _record(line)
+        if record is None or (n_damaged and records and _place(record) <= _place(records[-1])):
+            n_damaged += number < len(lines)
+        else:
+            records.append(record)
+    return records, n_damaged
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """A line of the log, if it is one."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        return None
+    return record if _KEYS.get(str(record.get("kind")), {""}) <= record.keys() else None
+
+
+def _place(record: dict[str, Any]) -> tuple[int, bool]:
+    """By which records are in order: the evaluation after so many steps comes before the step of that number."""
+    return record["step"], record["kind"] == "step"
 
 
 def read_samples(run: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from glassgpt.training.log import read_log_and_rest
+from glassgpt.training.log import read_log_and_damage
 from glassgpt.training.run_directory import LOG
 from glassgpt.training.run_file import RunRecord, read_run
 
@@ -123,13 +123,13 @@ def look(run: str | Path) -> Look:
     """The run in a directory. `ValueError` or `OSError`, in one line, where there is none or `run.json` is damaged."""
     path = Path(run)
     record = read_run(path)
-    log, rest = read_log_and_rest(path)
+    log, n_damaged = read_log_and_damage(path)
     log = [r for r in log if _is_whole(r)]
     damage = None
     if not (path / LOG).exists():
         damage = f"{LOG} is missing"
-    elif rest > 1:  # one line may be cut off by a kill, or be half written at this moment
-        damage = f"{LOG} cannot be read from line {len(log) + 1} on: {rest:,} lines are left out"
+    elif n_damaged:  # the last line, cut off by a kill or half written at this moment, does not count
+        damage = f"{LOG} is damaged: lines that are left out: {n_damaged:,}"
     elif not any(record["kind"] == "evaluation" for record in log):
         damage = f"{LOG} has no evaluation yet"
     age = time.time() - (path / LOG).stat().st_mtime if (path / LOG).exists() else math.inf

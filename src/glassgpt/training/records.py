@@ -67,19 +67,31 @@ class RunState:
     best_val_loss: float = math.inf
     best_step: int = -1
     guard: Guard = UNGUARDED
+    best_regular_loss: float = math.inf
+    best_regular_step: int = -1
+    """Of regular evaluations alone: when a run is `tired` does not depend on where it was stopped."""
 
     def after_step(self, guard: Guard) -> Self:
         """One more step was taken, and this is what the guard remembers now."""
         return dataclasses.replace(self, step=self.step + 1, guard=guard)
 
     def after_evaluation(self, val_loss: float, regular: bool) -> Self:
-        """The model was measured, as at every `regular` evaluation or because a stop was asked for."""
-        best = (val_loss, self.step) if val_loss < self.best_val_loss else (self.best_val_loss, self.best_step)
-        guard = self.guard.measured(self.step, val_loss) if regular else self.guard
-        return type(self)(self.step, self.step, val_loss, *best, guard)
+        """The model was measured, as at every `regular` evaluation or because a stop was asked for.
+
+        Between steps that are skipped it is not the best: it may be one of those that a rollback drops.
+        """
+        now = val_loss, self.step
+        best, regular_best = (self.best_val_loss, self.best_step), (self.best_regular_loss, self.best_regular_step)
+        guard = self.guard
+        if val_loss < self.best_val_loss and not guard.skipped:
+            best = now
+        if regular:
+            guard = guard.measured(self.step, val_loss)
+            regular_best = now if val_loss < self.best_regular_loss and not self.guard.skipped else regular_best
+        return type(self)(self.step, self.step, val_loss, *best, guard, *regular_best)
 
     def rolled_back(self, before: Self) -> Self:
-        """Back at the state `before`; what is published stays, were it the best of the steps that are dropped."""
+        """Back at the state `before`; what is published stays, were it one of the steps that are dropped."""
         return dataclasses.replace(
             before,
             best_val_loss=self.best_val_loss,
@@ -103,7 +115,8 @@ class RunState:
         best_step = values.get("best_step", values["evaluated"] if last == best else -1)
         step = int(values["step"])
         guard = Guard.from_dict(values["guard"]) if "guard" in values else Guard(back_to=step)
-        return cls(step, int(values["evaluated"]), last, best, int(best_step), guard)
+        regular = float(values.get("best_regular_loss", best)), int(values.get("best_regular_step", best_step))
+        return cls(step, int(values["evaluated"]), last, best, int(best_step), guard, *regular)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -132,9 +132,10 @@ def _differences(
     Where it trains on `datasets`, others are told by their tokens, not by their names.
     """
     settings, config = record.settings.to_dict(), record.config
-    free = _CHANGEABLE | (_ON_DEMAND if change else frozenset())
+    on_demand = _ON_DEMAND - ({"keep"} if settings["keep"] == "last" else set())  # its best model so far is gone
+    free = _CHANGEABLE | (on_demand if change else frozenset())
     differences = [
-        _Difference(name, repr(settings[name]), repr(now), name in _ON_DEMAND)
+        _Difference(name, repr(settings[name]), repr(now), name in on_demand)
         for name, now in _asked(request).items()
         if now != settings[name] and name not in free
     ]

@@ -77,8 +77,9 @@ def recover(out: Path) -> None:
         (out / _MOVE).rmdir()
         sync(out)
     discard_next(out)
-    for directory in (out, out / "data", out / "checkpoints"):
-        remove_leftovers(directory)
+    if is_run(out):  # of a directory that is somebody else's nothing is ours
+        for directory in (out, out / "data", out / "checkpoints"):
+            remove_leftovers(directory)
 
 
 def promote(out: Path) -> None:

@@ -30,7 +30,7 @@ class Settings(Options):
     noun = "setting"
 
     steps: int | None = option(
-        None, "optimizer steps in all", unit="steps", at_least=1, derived="what the minutes allow"
+        None, "optimizer steps in all", unit="steps", at_least=1, at_most=99_999_999, derived="what the minutes allow"
     )
     batch_size: int = option(
         16,

@@ -205,6 +205,16 @@ def sweep(
                         result = train(out=out / name, resume=True, progress=progress, **machine)
                     else:
                         result = train(**with_values(base, each), out=out / name, progress=progress)
+                except ValueError as error:  # the text is too short, for one
+                    reason = " ".join(str(error).split())
+                    if not any(is_run(out / other) for other in values) and (
+                        len(values) == 1 or reason in failed.values()
+                    ):
+                        failed.clear()  # it is what they have in common
+                        raise
+                    failed[name] = reason
+                    message(f"failed: {reason}")
+                    continue
                 except (RuntimeError, MemoryError) as error:  # the loss was not finite, or the memory too small
                     failed[name] = " ".join(str(error).split())
                     message(f"failed: {failed[name]}")
@@ -214,6 +224,7 @@ def sweep(
                 plot_sweep(found.values, found.looks).savefig(temporary, format="png")
             if name not in failed and not result.finished:
                 return found
+        _write(out, base, failed)
     return dataclasses.replace(_result(out, values, failed), finished=True)
 
 
@@ -221,7 +232,10 @@ def with_values(base: Mapping[str, Any], values: Values) -> dict[str, Any]:
     """The keywords of `train` for one run."""
     config = {name: value for name, value in values.items() if name in GPTConfig.rules()}
     own = {_KEYWORDS.get(name, name): value for name, value in values.items() if name not in config}
-    return merged(base, own | ({"config": config} if config else {}))
+    result = merged(base, own)
+    if both := {**base.get("config", {}), **config}:  # what was given for all runs holds whatever their size
+        result["config"] = both
+    return result
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from glassgpt.training.log import read_samples
 from glassgpt.training.progress import Progress
 from glassgpt.training.records import Prepared, TrainResult
 from glassgpt.training.run_directory import TENSORBOARD
@@ -49,18 +50,28 @@ class TensorBoard(Progress):
         """See `Progress`."""
         self._past = records
         if self._path is not None:  # the run has rolled back to its last evaluation: later steps come again
-            self._pending.append(event(time.time(), records[-1]["step"] + 1, session_log=_START))
+            self._again(records[-1]["step"])
 
     def start(self, prepared: Prepared, first_step: int) -> None:
         """See `Progress`."""
         self._pending.append(event(time.time(), file_version="brain.Event:2"))
         if first_step and self._folder.is_dir():
-            # what a killed run wrote of later steps comes again; the evaluation after `first_step` steps is kept
-            self._pending.append(event(time.time(), first_step + 1, session_log=_START))
+            self._again(first_step)
         else:
             for record in self._past:
                 self._record(record)
         self._past = []
+
+    def _again(self, first: int) -> None:
+        """Replace what was written from that step on, by a killed run too, by what the log has of it."""
+        self._pending.append(event(time.time(), first, session_log=_START))
+        for record in self._past:
+            if record["step"] >= first:
+                self._record(record)
+        for sample in read_samples(self._folder.parent):
+            if sample["step"] >= first:
+                self._evaluated = sample["step"]
+                self.sample(sample["text"])
 
     def step(self, record: dict[str, Any]) -> None:
         """See `Progress`."""
@@ -71,6 +82,8 @@ class TensorBoard(Progress):
         """See `Progress`."""
         self._evaluated = record["step"]
         self._record(record)
+        if self._path is not None:
+            self._write()
 
     def sample(self, text: str) -> None:
         """See `Progress`."""

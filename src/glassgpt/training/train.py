@@ -44,7 +44,7 @@ from glassgpt.training.settings import SettingsKeywords
 from glassgpt.training.state import checkpoint_at, newest_checkpoint, restore
 from glassgpt.training.step import schedule, take_step
 from glassgpt.training.watchers import Watchers
-from glassgpt.training.writer import RunWriter, publish
+from glassgpt.training.writer import RunWriter, publish, write_pictures
 
 _log = logging.getLogger(__name__)
 
@@ -212,6 +212,7 @@ def _reopen(
     ):  # a kill may have come between saving and publishing
         publish(path, out)
     RunWriter(out, prepared, progress).rewind(state)
+    write_pictures(out)  # a kill may have come before
     for line in resume_report(out, prepared, before, state.step, state.guard.rate):
         progress.message(line)
     if prepared.settings.fsdp and request.world_size == 1:
@@ -248,11 +249,11 @@ def _run(
             elif late:
                 writer.save(trainee, state)
                 saved_step, saved_at = step, time.monotonic()
-            tired = state.evaluated == step and settings.tired(step - state.best_step)
+            tired = state.evaluated == step and settings.tired(step - state.best_regular_step)
             if tired and not last:
                 writer.message(
-                    f"stopping: no better model since step {state.best_step:,} (patience 0 would not stop, and keep "
-                    "last would keep the last one)"
+                    f"stopping: no better model since step {state.best_regular_step:,} (patience 0 would not stop, and "
+                    "keep last would keep the last one)"
                 )
             if last or tired or (stop and state.evaluated == step):  # never with steps that are not saved
                 break

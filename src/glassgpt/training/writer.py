@@ -76,14 +76,12 @@ class RunWriter:
         if state.is_best or settings.keep == "last":
             publish(checkpoint, self._directory)
         self._progress.evaluation(record, state.is_best)
-        seen = look(self._directory)
-        plot_losses(self._directory, seen)
         if settings.sample_tokens and (settings.sample_prompt or prepared.tokenizer.eot_id is not None):
             # of a sharded model no rank has all; what was just saved needs no other ranks
             text = sample(load_model(checkpoint)[0] if trainee.sharded else trainee.model, prepared)
             self._log.sample(state.step, text)
             self._progress.sample(text)
-        write_report(self._directory, seen)
+        write_pictures(self._directory)
         return state
 
     def _save(self, trainee: Trainee, state: RunState) -> Path:
@@ -109,6 +107,13 @@ def sample(model: GPTModel, prepared: Prepared) -> str:
         overflow="slide",
     )
     return settings.sample_prompt + text
+
+
+def write_pictures(run: Path) -> None:
+    """The chart and the report, by the log as it is."""
+    seen = look(run)
+    plot_losses(run, seen)
+    write_report(run, seen)
 
 
 def publish(checkpoint: Path, run: Path) -> None:

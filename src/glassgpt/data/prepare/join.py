@@ -33,6 +33,10 @@ class _Sums:
     n_bytes: int = 0
 
 
+class EmptySplitError(ValueError):
+    """There is no text for one of the splits; what was written of the other is gone."""
+
+
 def join(
     work: Work, parts: Sequence[Part], duplicates: Duplicates, out: Path, told: Callable[[int, int], None]
 ) -> dict[str, Any]:
@@ -58,9 +62,13 @@ def join(
             shard = write_shard(out / name, tokens, work.tokenizer.n_vocab, work.tokenizer.fingerprint)
             shards.append({"file": name, "n_tokens": shard.n_tokens, "sha256": shard.sha256})
         if not shards:
+            for written in splits.values():
+                for shard in written["shards"]:
+                    (out / shard["file"]).unlink()
             text = f"{sum(part.n_bytes for part in parts):,} bytes in {len(keep):,} sections"
-            raise ValueError(
-                f"the text, {text}, is too short: none of it is for {split}; add text, or train on it as it is"
+            raise EmptySplitError(
+                f"the text, {text}, is too short: none of it is for {split}; add text, choose shorter sections or "
+                "another part for validation, or train on it as it is"
             )
         n_tokens = sum(shard["n_tokens"] for shard in shards)
         splits[split] = {"n_tokens": n_tokens, **dataclasses.asdict(sums), "shards": shards}

@@ -15,7 +15,7 @@ from glassgpt.cores import available_cores
 from glassgpt.data.dataset import INDEX, SPLITS, open_dataset, read_index
 from glassgpt.data.prepare.duplicates import find_duplicates
 from glassgpt.data.prepare.inputs import PLAIN, is_url, list_inputs, tasks_of
-from glassgpt.data.prepare.join import join
+from glassgpt.data.prepare.join import EmptySplitError, join
 from glassgpt.data.prepare.parts import NAME, Part, delete_part
 from glassgpt.data.prepare.plan import Asked, Plan
 from glassgpt.data.prepare.sample import Report, make_tokenizer
@@ -107,7 +107,11 @@ def prepare(
         found = find_duplicates(
             parts, work.plan.settings.validation, lambda a, b: report.work("comparing", a, b, "passes")
         )
-        index = join(work, parts, found, out, lambda a, b: report.work("writing shards", a, b))
+        try:
+            index = join(work, parts, found, out, lambda a, b: report.work("writing shards", a, b))
+        except EmptySplitError:  # the same directory may begin again, with more text
+            _clear(out)
+            raise
         _clear(out)
         return _result(out, index)
 

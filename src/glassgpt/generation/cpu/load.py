@@ -92,10 +92,13 @@ def _fingerprint_of_packed(packed: Packed, cache: str) -> str:
 
 
 def compiled_decoder(
-    model: Any, precision: str = "float32", message: Callable[[str], None] | None = None
+    model: Any,
+    precision: str = "float32",
+    message: Callable[[str], None] | None = None,
+    threads: int | None = None,
 ) -> CPUDecoder:
-    """A CPU decoder of a `GPTModel` in memory, whose weights are copied; `precision` and `message` as above."""
-    threads = wanted_threads()
+    """A CPU decoder of a `GPTModel` in memory, whose weights are copied; the other arguments as above."""
+    threads = wanted_threads(threads)
     return _ready(pack_model(model, precision, threads), threads, message)
 
 
