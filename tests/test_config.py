@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from glassgpt import PRESETS, GPTConfig, GPTModel
 from glassgpt.config import preset
+from glassgpt.generation.options import Generation
+from glassgpt.training.settings import Settings
 
 BOOK = {
     "vocab_size": 50257,
@@ -195,3 +197,12 @@ def test_the_small_presets_grow() -> None:
 def test_an_unknown_preset_lists_the_known() -> None:
     with pytest.raises(ValueError, match="unknown preset 'gpt3': use one of nano, micro, .*gpt2-xl"):
         preset("gpt3")
+
+
+def test_a_number_that_no_float_can_be() -> None:
+    with pytest.raises(ValueError, match="^learning_rate 1000.*000 must be a number, above 0"):
+        Settings.from_dict({"learning_rate": 10**400})
+    with pytest.raises(ValueError, match="^steps 1000.*000 must be a whole number, at least 1 and at most 99999999"):
+        Settings.from_dict({"steps": 10**400})
+    with pytest.raises(ValueError, match="^logit_bias 5 must be a mapping"):
+        Generation.from_dict({"logit_bias": 5})

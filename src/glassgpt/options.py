@@ -69,9 +69,7 @@ def check(name: str, value: object, kind: Any, rule: Rule | None = None) -> None
     if isinstance(value, bool):
         fits = bool in kinds
     elif isinstance(value, (int, float)):
-        if isinstance(value, int) and abs(value) > 2**1000 and float in kinds:
-            value = math.copysign(math.inf, value)  # no float is so large
-        fits = (int in kinds and isinstance(value, int)) or (float in kinds and math.isfinite(value))
+        fits = (int in kinds and isinstance(value, int)) or (float in kinds and _is_finite(value))
         fits = fits and rule.allows(value)
     elif isinstance(value, str):
         several = any(typing.get_origin(k) is tuple for k in kinds)  # of which one may be given alone
@@ -82,6 +80,11 @@ def check(name: str, value: object, kind: Any, rule: Rule | None = None) -> None
         fits = several and (isinstance(value, Sequence) or (pairs and isinstance(value, Mapping)))
     if not fits:
         raise ValueError(f"{name} {value!r} must be {_wanted(kinds, rule)}")
+
+
+def _is_finite(value: float) -> bool:
+    """Also of an int, which may be more than any float."""
+    return abs(value) < 2**1023 if isinstance(value, int) else math.isfinite(value)
 
 
 def check_int(name: str, value: object, *, at_least: int | None = None, at_most: int | None = None) -> None:

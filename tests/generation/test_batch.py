@@ -1,7 +1,10 @@
 """Prompts from files, and the records of a batch: whose they are, what a kill leaves, what is refused."""
 
+import copy
+import errno
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,11 +135,12 @@ def test_what_a_model_cannot_take_is_named_by_its_line(tmp_path: Path, model: GP
     letters = Tokenizer.characters(["abc"])
     for line, says in (
         ('{"prompt": "abz"}', "'z'"),
-        (r'{"prompt": "\ud800"}', "surrogate"),
+        (r'{"prompt": "\ud800"}', "the prompt is not valid UTF-8: its character 1 stands for no text"),
         (
             '{"prompt": "abc", "max_new_tokens": 30}',
             "a prompt of 3 tokens and 30 new ones exceed the context length of 32",
         ),
+        ('{"prompt": "abc", "max_new_tokens": 3, "logit_bias": {"4": 1}}', "logit_bias names the token 4, the tokeni"),
     ):
         path.write_text(f'{{"prompt": "a", "max_new_tokens": 1}}\n{line}\n', encoding="utf-8")
         with pytest.raises(ValueError, match=rf"^{path}:2: .*{says}"):
@@ -203,6 +207,72 @@ def test_records_cut_off_anywhere_are_gone_on_with(
         path.write_bytes(kept + (lines[n][:cut] if cut else b""))
         assert write(path, model, tiny_tokenizer, tasks) == wanted
         assert path.read_bytes().startswith(kept)
+
+
+def test_a_record_of_any_length_is_kept(
+    model: GPTModel, tiny_tokenizer: Tokenizer, tasks: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.jsonl"
+    wanted = write(path, model, tiny_tokenizer, tasks)
+    before = path.read_bytes()
+    monkeypatch.setattr("glassgpt.generation.batch._LONGEST_LINE", 20)
+    assert write(path, model, tiny_tokenizer, tasks) == wanted
+    assert path.read_bytes() == before
+    path.write_bytes(before[:-9])
+    assert write(path, model, tiny_tokenizer, tasks) == wanted
+    path.write_bytes(b"x" * 99)
+    with pytest.raises(ValueError, match=":1: not a record of ours"), records_at(path, tasks):
+        pass
+
+
+def test_a_model_that_ends_elsewhere_has_other_records(
+    model: GPTModel, tiny_tokenizer: Tokenizer, tasks: list[Task], prompts: Path
+) -> None:
+    options = {"max_new_tokens": 12, "overflow": "slide", "seed": 5}
+    other = copy.copy(tiny_tokenizer)
+    other.stop_ids = frozenset({*tiny_tokenizer.stop_ids, 65})
+    read = read_prompts(prompts, options)
+    changed = tasks_for(model, other, prompts, read, fingerprint(model))
+    assert not {task.digest for task in changed} & {task.digest for task in tasks}
+
+
+def test_a_line_that_cannot_speculate_is_named(tiny_model: Make, tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": "b", "speculate": "lookup", "max_new_tokens": 20}\n', encoding="utf-8")
+    windowed = tiny_model(vocab_size=260, context_length=32, sliding_window=8)
+    with pytest.raises(ValueError, match=rf"^{path}:2: the model cannot speculate: "):
+        tasks_for(windowed, tiny_tokenizer, path, read_prompts(path, {"max_new_tokens": 4}), "x")
+
+
+def test_texts_that_outgrow_the_context_are_told(model: GPTModel, tiny_tokenizer: Tokenizer, tasks: list[Task]) -> None:
+    told: list[int] = []
+    list(complete_tasks(model, tiny_tokenizer, tasks, 3, on_overflow=told.append))
+    longer = [task for task in tasks if len(task.ids) + task.generation.max_new_tokens > 32]
+    assert 0 < len(told) <= len(longer)
+    assert set(told) == {32}
+
+
+def test_a_disk_that_is_full_is_named_and_the_records_stay(
+    model: GPTModel, tiny_tokenizer: Tokenizer, tasks: list[Task], tmp_path: Path
+) -> None:
+    path = tmp_path / "out.jsonl"
+    wanted = write(path, model, tiny_tokenizer, tasks)
+    path.unlink()
+    with (
+        records_at(path, tasks) as records,
+        pytest.raises(OSError, match=f"^{path}: no space left on device; its whole records are kept, and the same"),
+    ):
+        for task, completion in complete_tasks(model, tiny_tokenizer, tasks, 3):
+            if completion is not None:
+                if len(path.read_bytes().splitlines()) == 3:
+                    records._file = Full()  # type: ignore[assignment]
+                records.append(task, completion)
+    assert write(path, model, tiny_tokenizer, tasks) == wanted
+
+
+class Full:
+    def write(self, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,18 @@ def test_a_long_tail_counts_as_far_as_top_p_needs_it() -> None:
     assert len(found) == pytest.approx(70_000, abs=5)  # sums of float32 weights
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_scores_that_are_almost_equal_the_best_is_kept(order: int) -> None:
+    """Their weights are equal, and only one of the two has any chance under min-p 1."""
+    scores = np.full(10, -5, np.float32)
+    near = np.float32(0.1)
+    scores[2], scores[6] = (near, np.nextafter(near, np.float32(1)))[::order]
+    best = int(scores.argmax())
+    for p in (0.1, 0.4, 0.6):
+        assert candidates(Sampling(top_p=p, min_p=1.0), scores)[0].tolist() == [best]
+        assert draw(Sampling(top_p=p, min_p=1.0), scores, [], 0.99) == best
+
+
 def test_one_token_alone() -> None:
     for options in ({}, {"top_k": 5}, {"top_p": 0.1}, {"min_p": 1.0}, {"temperature": 0}):
         assert kept(Sampling(**options), [-7.0]) == {0: 1.0}

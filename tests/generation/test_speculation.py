@@ -313,6 +313,28 @@ def test_a_draft_that_is_the_model_is_always_right_also_where_it_is_sampled(
     assert tally.n_accepted == tally.n_proposed > 50
 
 
+def test_a_draft_is_left_without_rows_wherever_a_text_is_broken_off(
+    tiny_model: Make, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = pack_model(model_of(tiny_model))
+    model, draft = CPUDecoder(packed), CPUDecoder(packed)
+    options: dict[str, Any] = {"max_new_tokens": 80, "ignore_eot": True, "overflow": "shift", "temperature": 0}
+    wanted = "".join(stream(model, tiny_tokenizer, "hello there", draft=draft, **options))
+    real = Scheduler._draw
+
+    def broken_off(self: Scheduler, request: Any, scores: Any) -> Any:
+        if request.row.n_drawn:  # a full row that was read again
+            raise KeyboardInterrupt
+        return real(self, request, scores)
+
+    monkeypatch.setattr(Scheduler, "_draw", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        "".join(stream(model, tiny_tokenizer, "hello there", draft=draft, **options))
+    assert (len(model._lengths), len(draft._lengths)) == (0, 0)
+    monkeypatch.undo()
+    assert "".join(stream(model, tiny_tokenizer, "hello there", draft=draft, **options)) == wanted
+
+
 def test_a_number_can_be_seen_before_it_is_drawn() -> None:
     plain, peeked = UniformStream(1), UniformStream(1)
     numbers = [plain.draw() for _ in range(6)]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from glassgpt import GPTModel, Tokenizer, load_decoder, load_model, save_model
 from glassgpt.generation.compare import compare
+from glassgpt.generation.cpu.decoder import CPUDecoder
 from glassgpt.quantize.model import REPORT, quantize_model
 
 Make = Callable[..., GPTModel]
@@ -144,6 +145,35 @@ def test_what_cannot_be_quantised(made: Path, source: Path, text: Path, tmp_path
     with pytest.raises(ValueError, match="5 tokens, and at least 128 are needed"):
         quantize_model(source, out, "int8", text=text)
     assert not out.exists()
+
+
+def test_a_place_where_nothing_can_be_written_is_told_before_the_work(
+    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glassgpt.quantize.model.load_model", lambda _: pytest.fail("nothing is loaded"))
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    with pytest.raises((NotADirectoryError, FileExistsError)):
+        quantize_model(source, tmp_path / "file" / "out", "int8", text=text)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ValueError, match=r"^\. is the current directory, which cannot be replaced: choose a new one$"):
+        quantize_model(source, ".", "int8", text=text)
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_threads_are_those_of_every_decoder(
+    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = CPUDecoder.__init__
+
+    def told(self: CPUDecoder, *arguments: Any, threads: int = 1, **options: Any) -> None:
+        asked.append(threads)
+        real(self, *arguments, threads=threads, **options)
+
+    monkeypatch.setattr(CPUDecoder, "__init__", told)
+    quantize_model(source, tmp_path / "small", "int8", text=text, method="nearest", threads=1)
+    assert asked == [1, 1]
 
 
 def test_another_precision_is_refused(made: Path) -> None:

@@ -72,6 +72,26 @@ def test_it_comes_back_from_json_as_it_was(guard: Guard) -> None:
     assert RunState.from_dict(json.loads(json.dumps(dataclasses.asdict(state)))) == state
 
 
+def test_the_best_is_none_of_the_steps_that_a_rollback_drops() -> None:
+    state = RunState().after_evaluation(3.0, regular=True)
+    skipping = dataclasses.replace(state, step=28, guard=dataclasses.replace(state.guard, skipped=7))
+    measured = skipping.after_evaluation(2.0, regular=True)
+    assert (measured.best_val_loss, measured.best_step) == (3.0, 0)
+    assert (measured.val_loss, measured.is_best) == (2.0, False)
+
+
+def test_when_a_run_is_tired_does_not_depend_on_where_it_was_stopped() -> None:
+    undisturbed = stopped = RunState().after_evaluation(3.0, regular=True)
+    stopped = dataclasses.replace(stopped, step=24).after_evaluation(2.0, regular=False)
+    assert (stopped.best_val_loss, stopped.best_step, stopped.is_best) == (2.0, 24, True)
+    both = [dataclasses.replace(s, step=30).after_evaluation(2.5, regular=True) for s in (undisturbed, stopped)]
+    assert [s.best_regular_step for s in both] == [30, 30]
+    assert [s.best_step for s in both] == [30, 24]
+    old = dataclasses.asdict(both[1])
+    del old["best_regular_loss"], old["best_regular_step"]
+    assert RunState.from_dict(json.loads(json.dumps(old))).best_regular_step == 24
+
+
 @pytest.mark.parametrize("name", ["spike_loss", "spike_norm"])
 def test_a_factor_that_skips_half_of_all_steps_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} 0.9 would skip every other step"):

@@ -221,3 +221,12 @@ def test_the_report_of_a_resume_knows_of_rollbacks(tmp_path: Path, text: Path) -
     assert len(percents[0]) == len(percents[1]) >= 2
     for a, b in zip(*percents, strict=True):
         assert abs(a / 2 - b) <= 1
+
+
+def test_a_run_that_kept_its_last_model_cannot_keep_its_best(tmp_path: Path, text: Path) -> None:
+    """The best of its past is gone."""
+    out = tmp_path / "run"
+    train([text], out, shape=CONFIG, tokenizer="byte", **{**SETTINGS, "keep": "last"})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="keep was 'last', now 'best': leave it out, or begin a new run elsewhere$"):
+        train(out=out, resume=True, change=True, keep="best", steps=25)
+    assert train(out=out, resume=True, steps=25).keep == "last"

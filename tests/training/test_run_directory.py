@@ -231,6 +231,26 @@ def test_what_a_kill_left_goes_at_the_next_start(tmp_path: Path, text: Path) -> 
     assert files(out) == before | {".mine.tmp": b"not a name that we give"}
 
 
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
+def test_in_a_directory_of_somebody_else_nothing_is_touched(
+    tmp_path: Path, text: Path, options: dict[str, bool]
+) -> None:
+    out = tmp_path / "theirs"
+    for name in (
+        "data/.backup.2024-11.tmp/f",
+        "data/.a.12345678.glassgpt-tmp",
+        ".notes.12345678.glassgpt-tmp",
+        "a.txt",
+    ):
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("precious", encoding="utf-8")
+    before = files(out)
+    with pytest.raises((ValueError, FileNotFoundError)):
+        train([] if "resume" in options else [text], out, **options)  # type: ignore[arg-type]
+    assert files(out) == before
+
+
 def test_a_killed_overwrite_leaves_the_old_run(tmp_path: Path, text: Path) -> None:
     """kill -9 while the successor is prepared: the old model loads, and its run resumes."""
     out = tmp_path / "run"

@@ -197,6 +197,37 @@ def test_a_run_that_fails_does_not_end_the_others(
     assert run(base, tmp_path / "sweep", "learning_rate=0.5,0.001").failed == found.failed  # and is not tried again
 
 
+def test_a_choice_that_cannot_be_does_not_end_the_others(tmp_path: Path, base: dict[str, Any]) -> None:
+    found = run(base, tmp_path / "sweep", "context_length=50000,8")
+    assert found.finished
+    assert list(found.failed) == ["context_length=50000"]
+    assert "tokens" in found.failed["context_length=50000"]
+    assert found.ranked()[0] == "context_length=8"
+    assert run(base, tmp_path / "sweep", "context_length=50000,8").failed == found.failed
+
+
+def test_what_all_choices_lack_ends_the_sweep(tmp_path: Path, base: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="missing.txt: no such file"):
+        run(base | {"texts": ["missing.txt"]}, tmp_path / "sweep", "learning_rate=0.001,0.01")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_what_is_given_for_all_runs_holds_for_every_size(tmp_path: Path, base: dict[str, Any]) -> None:
+    shared = base | {"config": {"context_length": 32, "drop_rate": 0.0}, "steps": 1}
+    found = run(shared, tmp_path / "sweep", "shape=nano")
+    record = found.looks["shape=nano"].record
+    assert (record.config.context_length, record.config.drop_rate, record.config.n_layers) == (32, 0.0, 2)
+
+
+def test_other_texts_in_one_sweep_are_told(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [str(text), "--shape", "nano", "--tokenizer", "byte", "--steps", "1", "--eval-batches", "1"]
+    command = ["sweep", "--out", str(tmp_path / "sweep"), "--", *options]
+    assert main([command[0], "--over", "seed=1", *command[1:]]) == 0
+    text.write_text(text.read_text(encoding="utf-8")[::-1], encoding="utf-8")
+    assert main([command[0], "--over", "seed=1,2", *command[1:]]) == 0
+    assert "- the validation parts are not the same tokens: " in capsys.readouterr().out
+
+
 def test_a_sweep_around_a_run_reads_no_text(tmp_path: Path, text: Path, base: dict[str, Any]) -> None:
     train(**base, out=tmp_path / "run")
     text.unlink()

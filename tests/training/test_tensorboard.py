@@ -83,6 +83,33 @@ def test_tensorboard_reads_what_the_log_says(tmp_path: Path, text: Path, stopped
     assert found["sample"] == texts
 
 
+class KilledAfter(Progress):
+    """Ends where the checkpoint of a step is saved, before anything else is told of it."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def evaluation(self, record: dict[str, Any], best: bool) -> None:
+        if record["step"] == self.at:
+            raise RuntimeError("pulled the plug")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("at", [9, 12])
+def test_a_kill_right_after_a_checkpoint_leaves_nothing_behind_the_log(tmp_path: Path, text: Path, at: int) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="plug"):
+        run(text, out, tensorboard=True, progress=KilledAfter(at))
+    assert train(out=out, resume=True).finished
+    found, log = scalars(out / TENSORBOARD), read_log(out)
+    expected = {r["step"]: pytest.approx(r["val_loss"], rel=1e-6) for r in log if r["kind"] == "evaluation"}
+    assert found["loss/validation"] == expected
+    assert list(found["loss/training"]) == list(range(12))
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert "finished" in report
+    assert "step 9 of 12" not in report
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_run_that_asks_for_it_later_has_its_past_in_it(tmp_path: Path, text: Path) -> None:
     run(text, tmp_path / "run")

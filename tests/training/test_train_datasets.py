@@ -1,5 +1,6 @@
 """Training from prepared datasets: nothing is copied, a resume is exact, changed data is refused."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from safetensors.torch import load_file
 from glassgpt import GPTConfig, Tokenizer, load_model, train
 from glassgpt.data.dataset import open_dataset
 from glassgpt.data.prepare.run import prepare
+from glassgpt.data.shards import TokenSequence
 from glassgpt.training.evaluate import evaluate_run
 from glassgpt.training.log import read_log
 from glassgpt.training.progress import Progress
@@ -127,6 +130,24 @@ def test_a_mixture_is_repeated_and_begun_from_its_own_file(
     shutil.rmtree(numbers)
     with pytest.raises(ValueError, match="numbers: the dataset of .* is not there"):
         train(out=tmp_path / "gone", like=tmp_path / "whole")
+
+
+def test_a_part_without_validation_is_named(
+    tmp_path: Path, animals: Path, numbers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As nanoGPT's and llm.c's files may be."""
+
+    def opened(path: Path, *rest: Any) -> Any:
+        found = open_dataset(path, *rest)
+        return dataclasses.replace(found, validation=SimpleNamespace(n_tokens=0)) if path == numbers else found
+
+    monkeypatch.setattr("glassgpt.data.sources.open_dataset", opened)
+    with pytest.raises(ValueError, match=f"^{numbers} has no tokens for validation: it cannot be part of a mixture"):
+        run([f"{animals}=0.9", f"{numbers}=0.1"], tmp_path / "run")
+
+
+def test_no_parts_are_a_sequence_of_nothing() -> None:
+    assert (len(TokenSequence([])), len(TokenSequence([]).head(5))) == (0, 0)
 
 
 def test_a_mixture_without_weights_goes_by_the_tokens(tmp_path: Path, animals: Path, numbers: Path) -> None:

@@ -151,15 +151,23 @@ def tasks_for(
             check_fits(model, len(ids), prompt.generation)
             if prompt.generation.logit_bias:
                 Row(ids, tokenizer, prompt.generation)
-            if prompt.generation.speculate != "none":
-                check_speculates(decoder_for(model, 1))
         except ValueError as error:
             raise ValueError(f"{path}:{prompt.line}: {error}") from None
         decisive = {name: value for name, value in prompt.generation.to_dict().items() if name != "speculate"}
         request = json.dumps([whose, ids, decisive])
         digest = hashlib.sha256(request.encode()).hexdigest()[:16]
         tasks.append(Task(index, prompt.text, ids, prompt.generation, digest))
+    if line := next((prompt.line for prompt in prompts if prompt.generation.speculate != "none"), None):
+        try:
+            check_speculates(decoder_for(model, _longest(tasks)))
+        except ValueError as error:
+            raise ValueError(f"{path}:{line}: {error}") from None
     return tasks
+
+
+def _longest(tasks: Sequence[Task]) -> int:
+    """The most tokens that a text may come to."""
+    return max((len(task.ids) + task.generation.max_new_tokens for task in tasks), default=1)
 
 
 def complete_tasks(
@@ -176,7 +184,7 @@ def complete_tasks(
     Tasks are begun in their order and finish in any. At most `max_rows` are decoded at once; None goes by memory.
     `draft` and `tally` as in `complete`; `on_overflow` hears the context length once for each text that exceeds it.
     """
-    longest = max((len(task.ids) + task.generation.max_new_tokens for task in tasks), default=1)
+    longest = _longest(tasks)
     scheduler = Scheduler(decoder_for(model, longest), max_rows, tally=tally)
     proposers = proposers_for(tokenizer, draft, longest)
     pending = iter(tasks)

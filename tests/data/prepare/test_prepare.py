@@ -331,6 +331,10 @@ def test_a_text_that_is_too_short_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some text", encoding="utf-8")
     with pytest.raises(ValueError, match="the text, 9 bytes in 1 sections, is too short: none of it is for validation"):
         prepare([tmp_path / "a.txt"], tmp_path / "out", tokenizer="byte", processes=1)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".bin", ".json")]
+    (tmp_path / "a.txt").write_text(" ".join(map(str, range(5000))), encoding="utf-8")  # as it said
+    made = prepare([tmp_path / "a.txt"], tmp_path / "out", tokenizer="byte", processes=1, section_bytes=512)
+    assert (made.directory / "index.json").exists()
 
 
 # ---- what cannot be read -------------------------------------------------------------------------------------
