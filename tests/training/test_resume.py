@@ -17,8 +17,10 @@ from glassgpt.training.progress import Progress
 from glassgpt.training.request import Request
 from glassgpt.training.resume import resume_report
 from glassgpt.training.run_directory import RUN_FILE
+from glassgpt.training.run_file import read_run
 from glassgpt.training.settings import Settings
 from glassgpt.training.state import newest_checkpoint
+from glassgpt.training.train_file import read_train_file
 
 CONFIG = GPTConfig(vocab_size=300, context_length=16, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.2)
 SETTINGS = dict(steps=20, batch_size=4, eval_every=5, eval_batches=2, sample_tokens=0, dtype="float32")
@@ -230,3 +232,21 @@ def test_a_run_that_kept_its_last_model_cannot_keep_its_best(tmp_path: Path, tex
     with pytest.raises(ValueError, match="keep was 'last', now 'best': leave it out, or begin a new run elsewhere$"):
         train(out=out, resume=True, change=True, keep="best", steps=25)
     assert train(out=out, resume=True, steps=25).keep == "last"
+
+
+def test_a_text_is_the_same_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, below = tmp_path / "here", tmp_path / "here" / "below"
+    below.mkdir(parents=True)
+    (here / "a.txt").write_text("cat dog sat on the mat " * 200, encoding="utf-8")
+    (below / "a.txt").write_text("another text of that name " * 200, encoding="utf-8")
+    monkeypatch.chdir(here)
+    options: dict[str, Any] = {**SETTINGS, "steps": 2}
+    train(["a.txt"], "m", shape=CONFIG, tokenizer="byte", **options)
+    assert read_run(Path("m")).texts_from_here == ["a.txt"]
+    monkeypatch.chdir(below)
+    assert train(["../a.txt"], "../m", resume=True, steps=3).steps == 3
+    with pytest.raises(ValueError, match="the text was .*a.txt, now a.txt"):
+        train(["a.txt"], "../m", resume=True, steps=4)
+    train(out="repeated", like="../m")
+    assert read_train_file(Path("repeated") / "train.toml")["texts"] == ["repeated/../../a.txt"]
+    assert read_run(Path("repeated")).digests == read_run(Path("../m")).digests

@@ -800,3 +800,12 @@ def test_the_best_of_many_epochs_is_not_missed(tmp_path: Path, text: Path) -> No
     early = [round(n * epoch) for n in (1, 2, 4)]
     assert early[-1] < 200 < round(8 * epoch)
     assert sorted(set(measured)) == [0, *early, 200]
+
+
+@pytest.mark.parametrize("which", ["text", "out"])
+def test_a_name_that_is_no_text_is_refused_before_any_work(tmp_path: Path, text: Path, which: str) -> None:
+    strange = tmp_path / "b\udcff"
+    out = strange if which == "out" else tmp_path / "run"
+    with pytest.raises(ValueError, match=r"^the name '.*b\\udcff' is not UTF-8, which a run's files are: rename it$"):
+        train([strange if which == "text" else text], out)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]

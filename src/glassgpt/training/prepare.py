@@ -219,6 +219,7 @@ def write_run_file(run: Path, prepared: Prepared, request: Request, start: Start
         "early_evaluations": prepared.early,
         "tokenizer": request.tokenizer_name,
         "texts": [str(text) for text in request.texts],
+        "text_paths": [str(Path(text).resolve()) if Path(text).exists() else str(text) for text in request.texts],
         "text_fields": request.fields(),
         "data": {"train": prepared.train.fingerprint, "validation": prepared.validation.fingerprint},
         "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),

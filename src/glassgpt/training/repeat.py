@@ -48,7 +48,7 @@ def like(request: Request, run: Path, device: torch.device) -> Request:
         config = {name: getattr(record.config, name) for name in WEIGHTS_LEAVE_OPEN}
     return dataclasses.replace(
         request,
-        texts=record.texts,
+        texts=record.texts_from_here,
         text_fields=record.text_fields,
         shape=request.shape or (record.config if record.source is None else None),
         config=config | dict(request.config),

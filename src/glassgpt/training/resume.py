@@ -140,7 +140,7 @@ def _differences(
         if now != settings[name] and name not in free
     ]
     texts, fields = [str(text) for text in request.texts], request.fields()
-    if texts and not datasets and not _same_paths(texts, record.texts):
+    if texts and not datasets and not _same_paths(texts, record.texts_from_here):
         differences.append(_Difference("the text", _listed(record.texts), _listed(texts)))
     if fields and fields != record.text_fields:
         differences.append(

@@ -31,6 +31,8 @@ class RunRecord:
     baselines: Baselines
     choices: list[str]
     texts: list[str]
+    text_paths: list[str]
+    """The same from anywhere: absolute paths of what was a file or folder."""
     text_fields: list[str]
     digests: tuple[str, str]
     """Fingerprints of the training and the validation part."""
@@ -45,6 +47,12 @@ class RunRecord:
     torch: str | None
     device: str | None
     device_name: str | None
+
+    @property
+    def texts_from_here(self) -> list[str]:
+        """`texts`, as they were written where that is the same place from this process's directory."""
+        both = zip(self.texts, self.text_paths, strict=True)
+        return [text if str(Path(text).resolve()) == path else path for text, path in both]
 
     @property
     def changed(self) -> list[str]:
@@ -70,6 +78,7 @@ def read_run(run: Path) -> RunRecord:
             baselines=Baselines(**record["baselines"]),
             choices=list(record["choices"]),
             texts=list(record["texts"]),
+            text_paths=list(record.get("text_paths", record["texts"])),
             text_fields=list(record.get("text_fields", ())),
             digests=(record["data"]["train"], record["data"]["validation"]),
             tokenizer=record.get("tokenizer"),

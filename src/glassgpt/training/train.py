@@ -101,6 +101,8 @@ def train(
     out = Path(out)
     if resume and (overwrite or like is not None):
         raise ValueError("resume excludes overwrite and like: continue the run, or begin a new one")
+    for path in (*texts, out):
+        _check_name(path)
     given = (texts, shape, dict(config or {}), model, tokenizer, minutes, settings, text_fields)
     with _threads_restored(), joined() as ranks:
         where = ranks.device(pick_device(device))
@@ -116,6 +118,14 @@ def train(
             ranks.compare(record_of(request, where, resume=resume, overwrite=overwrite, change=change))
         ready = functools.partial(_ready, out, request, resume, overwrite, change, threads, where)
         return _take_part(out, ranks, where, progress or Progress(), ready)
+
+
+def _check_name(path: str | Path) -> None:
+    """`ValueError` where a name is no text: a run writes it into files that are."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the name {str(path)!r} is not UTF-8, which a run's files are: rename it") from None
 
 
 def _take_part(
