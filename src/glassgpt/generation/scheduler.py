@@ -5,7 +5,6 @@ Requests wait in a queue, and rows join and leave at every step. It holds no ten
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -241,20 +240,18 @@ class Scheduler:
 
     def _write(self, row: Row, scores: ScoreRow) -> tuple[int, str]:
         """The row's next token, -1 where it fails, and the text that is certain by it."""
-        with self._failing(row):
-            token = row.choose(scores)
-            return token, row.accept(token)
-        return -1, ""
-
-    @contextlib.contextmanager
-    def _failing(self, row: Row) -> Iterator[None]:
-        """Where rows are isolated, what is wrong with the scores of one ends it."""
         try:
-            yield
+            token = row.choose(scores)
         except UnusableScoresError as error:
-            if not self._isolates:
-                raise
-            row.fail(error)
+            self._fail(row, error)
+            return -1, ""
+        return token, row.accept(token)
+
+    def _fail(self, row: Row, error: UnusableScoresError) -> None:
+        """Where rows are isolated, what is wrong with the scores of one ends it."""
+        if not self._isolates:
+            raise error
+        row.fail(error)
 
     def _draws(self, live: list[Request]) -> list[Draw]:
         """What each row draws in one call of the decoder, besides the token after it; nothing where it cannot be."""
@@ -337,8 +334,10 @@ class Scheduler:
             if scored:
                 assert isinstance(self._decoder, ReadsAll)
                 request.prefix, scores = self._decoder.read_all(request.tokens[start:end], request.prefix)
-                with self._failing(request.row):
+                try:
                     request.row.read(scores)
+                except UnusableScoresError as error:
+                    self._fail(request.row, error)
             else:
                 request.prefix = self._decoder.read(request.tokens[start:end], request.prefix)
             self._reading_rate = (end - start) / max(time.perf_counter() - began, 1e-9)
