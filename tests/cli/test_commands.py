@@ -533,8 +533,8 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_python_m_is_the_same_command() -> None:
     project = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["project"]["scripts"] == {"glassgpt": "glassgpt.cli:main"}
-    script = "import sys; from glassgpt.cli import main; sys.exit(main())"  # what pip writes
+    assert project["project"]["scripts"] == {"glassgpt": "glassgpt.__main__:run"}
+    script = "import sys; from glassgpt.__main__ import run; sys.exit(run())"  # what pip writes
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     for argv in (["train", "--help"], ["frobnicate"]):
         ways = [

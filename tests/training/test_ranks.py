@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -157,11 +158,9 @@ if rank == 1:
 
 
 @pytest.mark.slow
-def test_ranks_are_waited_for_once_connected_and_crash_unharmed_when_python_ends(
-    tmp_path: Path, shared_text: Path, launch: Launch
-) -> None:
+def test_ranks_are_waited_for_once_they_are_connected(tmp_path: Path, shared_text: Path, launch: Launch) -> None:
     code = f"""{QUICK}
-import atexit, os, signal, time
+import time
 from glassgpt.training import ranks, train
 ranks._CONNECT_SECONDS = 1.5
 def taking(*rest, real=train.take_step):
@@ -169,11 +168,22 @@ def taking(*rest, real=train.take_step):
         time.sleep(4)
     return real(*rest)
 train.take_step = taking
-atexit.register(os.kill, os.getpid(), signal.SIGSEGV)
 """
     done = launch(2, "train", shared_text, *TRAIN, "--out", tmp_path / "run", code=code)
     assert done.finished, done
-    assert "next: glassgpt generate" in done.stderr
+
+
+def test_a_rank_that_crashes_while_python_ends_has_not_failed() -> None:
+    code = "import atexit, os, runpy, signal, sys; sys.argv = ['glassgpt']; "
+    code += "atexit.register(os.kill, os.getpid(), signal.SIGSEGV); runpy.run_module('glassgpt', run_name='__main__')"
+    rank = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for more, expected in ((rank, 0), ({}, -signal.SIGSEGV)):
+        environment = {**os.environ, **more}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+        )
+        assert done.returncode == expected
+        assert "usage: glassgpt" in done.stdout or not more
 
 
 @pytest.mark.slow

@@ -130,7 +130,7 @@ def from_file(arguments: argparse.Namespace) -> dict[str, Any]:
 def _train(arguments: argparse.Namespace) -> int:
     from glassgpt.device import set_threads
     from glassgpt.training.rank_watch import OtherRankError
-    from glassgpt.training.ranks import end_at_once, is_first
+    from glassgpt.training.ranks import is_first
     from glassgpt.training.train import train
 
     asked = from_file(arguments)
@@ -144,6 +144,4 @@ def _train(arguments: argparse.Namespace) -> int:
         print_json(dataclasses.asdict(result))
     elif result.finished and is_first():
         print(f'next: glassgpt generate {shlex.quote(str(result.directory))} "Once upon a time"', file=sys.stderr)
-    code = DONE if result.finished else FAILED
-    end_at_once(code)
-    return code
+    return DONE if result.finished else FAILED

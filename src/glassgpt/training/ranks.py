@@ -8,7 +8,6 @@ the model, which is `shards`'.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import datetime
 import hashlib
@@ -16,7 +15,6 @@ import itertools
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -220,22 +218,6 @@ def _connect(seat: Seat, store: Store) -> None:
 def is_first() -> bool:
     """As `Ranks.first`, before and after the ranks are joined."""
     return not _is_joined() or os.environ["RANK"] == "0"
-
-
-def end_at_once(code: int) -> None:
-    """Where there are several ranks: once Python ends, the process does, with this exit code.
-
-    PyTorch's threads go on while Python destroys what they use. A rank that crashes there, after all is saved, would be
-    one that failed: `torchrun` would start it again, and wait for the others, which have ended.
-    """
-    if _is_joined():
-        atexit.register(_end, code)
-
-
-def _end(code: int) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(code)
 
 
 def _is_joined() -> bool:
