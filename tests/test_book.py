@@ -226,7 +226,9 @@ def test_what_the_books_dict_may_say() -> None:
     assert GPTModel(CONFIG).config.sliding_window is None
     with pytest.raises(ValueError, match="kv_windw_size"):
         GPTModel(CONFIG | {"kv_windw_size": 4})
-    with pytest.raises(ValueError, match=r"^sliding_window 0 must be a whole number, at least 1 and at most 2147483648, or None$"):
+    with pytest.raises(
+        ValueError, match=r"^sliding_window 0 must be a whole number, at least 1 and at most 2147483648, or None$"
+    ):
         GPTModel(CONFIG | {"kv_window_size": 0})
 
 
