@@ -155,3 +155,11 @@ def test_the_files_are_written_and_never_over_others(recorded: Bench, tmp_path: 
         assert (alone / name).read_text(encoding="utf-8") == "mine"
     with pytest.raises(NotADirectoryError, match="is not a directory: choose a new name"):
         check_new(tmp_path / "bench-md" / "bench.md")
+
+
+def test_a_place_where_nothing_can_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    with pytest.raises((NotADirectoryError, FileExistsError)):
+        check_new(tmp_path / "file" / "bench")
+    check_new(tmp_path / "deep" / "bench")
+    assert not list((tmp_path / "deep" / "bench").iterdir())

@@ -134,6 +134,10 @@ def test_a_rows_text_depends_on_its_prompt_and_seed_alone(
     assert [rows[i] for i in order] == shuffled
 
 
+def test_no_prompts_are_no_texts(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
+    assert complete(model, tiny_tokenizer, [], max_new_tokens=10 * CONTEXT) == []
+
+
 def test_seeds(model: GPTModel, tiny_tokenizer: Tokenizer) -> None:
     def texts(seed: Any) -> list[str]:
         seeds = {"seeds": seed} if isinstance(seed, list) else {"seed": seed}
