@@ -76,10 +76,14 @@ def check(name: str, value: object, kind: Any, rule: Rule | None = None) -> None
         fits = several or (str in kinds and (not rule.choices or value in rule.choices))
     else:
         several = any(typing.get_origin(k) is tuple for k in kinds)
-        pairs = any(typing.get_origin(inner) is tuple for k in kinds for inner in typing.get_args(k))
-        fits = several and (isinstance(value, Sequence) or (pairs and isinstance(value, Mapping)))
+        fits = several and (isinstance(value, Sequence) or (_of_pairs(kinds) and isinstance(value, Mapping)))
     if not fits:
         raise ValueError(f"{name} {value!r} must be {_wanted(kinds, rule)}")
+
+
+def _of_pairs(kinds: set[Any]) -> bool:
+    """Whether one of them is a tuple of pairs, which a mapping may be given for."""
+    return any(typing.get_origin(inner) is tuple for kind in kinds for inner in typing.get_args(kind))
 
 
 def _is_finite(value: float) -> bool:
@@ -151,8 +155,7 @@ def _wanted(kinds: set[Any], rule: Rule) -> str:
     elif rule.choices:
         wanted = f"one of {', '.join(rule.choices)}"
     elif any(typing.get_origin(kind) is tuple for kind in kinds):
-        pairs = any(typing.get_origin(inner) is tuple for kind in kinds for inner in typing.get_args(kind))
-        wanted = "a mapping" if pairs else "a text or several"
+        wanted = "a mapping" if _of_pairs(kinds) else "a text or several"
     else:
         wanted = "a text"
     return f"{wanted}, or None" if types.NoneType in kinds else wanted

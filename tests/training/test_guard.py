@@ -18,6 +18,7 @@ from glassgpt.training import step as step_module
 from glassgpt.training import train as train_module
 from glassgpt.training.guard import BACK_OFF, LEAST, UNGUARDED, WINDOW, Guard
 from glassgpt.training.log import read_log
+from glassgpt.training.look import look
 from glassgpt.training.progress import Progress
 from glassgpt.training.ranks import ALONE
 from glassgpt.training.records import RunState, TrainingFailedError
@@ -90,6 +91,29 @@ def test_when_a_run_is_tired_does_not_depend_on_where_it_was_stopped() -> None:
     old = dataclasses.asdict(both[1])
     del old["best_regular_loss"], old["best_regular_step"]
     assert RunState.from_dict(json.loads(json.dumps(old))).best_regular_step == 24
+
+
+def test_the_log_has_the_same_best_and_end_as_the_state(tmp_path: Path, text: Path) -> None:
+    train([text], tmp_path / "run", shape=CONFIG, tokenizer="byte", **{**SETTINGS, "steps": 10, "patience": 2})
+    run = look(tmp_path / "run")
+    for losses, best, finished in (
+        ([(0, 3.0, {}), (4, 2.0, {"regular": False}), (5, 2.5, {}), (10, 2.6, {}), (15, 2.7, {})], 4, True),
+        ([(0, 3.0, {}), (5, 2.5, {}), (10, 2.0, {"skipping": True}), (15, 2.7, {})], 5, True),
+        ([(0, 3.0, {}), (5, 2.6, {}), (10, 2.5, {}), (15, 2.7, {})], 10, False),
+    ):
+        state, log = RunState(), []
+        for step, loss, notes in losses:
+            guard = dataclasses.replace(UNGUARDED, skipped=3 if "skipping" in notes else 0)
+            state = dataclasses.replace(state, step=step, guard=guard)
+            state = state.after_evaluation(loss, notes.get("regular", True))
+            log += [{"kind": "step", "step": n, "loss": 1.0} for n in range(log[-1]["step"] if log else 0, step)]
+            log.append({"kind": "evaluation", "step": step, "val_loss": loss, "bits_per_byte": loss, **notes})
+        settings = dataclasses.replace(run.record.settings, steps=100, eval_every=5, patience=2)
+        seen = dataclasses.replace(run, log=log, record=dataclasses.replace(run.record, settings=settings))
+        assert seen.best is not None
+        assert (seen.best["step"], seen.best["val_loss"]) == (state.best_step, state.best_val_loss)
+        assert state.best_step == best
+        assert seen.finished == settings.tired(state.step - state.best_regular_step) == finished
 
 
 @pytest.mark.parametrize("name", ["spike_loss", "spike_norm"])

@@ -63,11 +63,23 @@ class RunLog:
         return self._append(record | {"tokens_per_second": round(tokens_per_second, 1)})
 
     def evaluation(
-        self, step: int, val_loss: float, bits_per_byte: float, epoch: float, memory_bytes: int | None = None
+        self,
+        step: int,
+        val_loss: float,
+        bits_per_byte: float,
+        epoch: float,
+        memory_bytes: int | None = None,
+        *,
+        regular: bool = True,
+        skipping: bool = False,
     ) -> dict[str, Any]:
-        """The validation loss after `step` steps, and the most memory that was in use until then, if that is known."""
+        """The validation loss after `step` steps, and the most memory that was in use until then, if that is known.
+
+        `regular` and `skipping` as `RunState.after_evaluation` tells them apart; the record has them where unusual.
+        """
         record = {"kind": "evaluation", "step": step, "val_loss": val_loss, "bits_per_byte": bits_per_byte}
         record |= {"epoch": round(epoch, 4)}
+        record |= ({} if regular else {"regular": False}) | ({"skipping": True} if skipping else {})
         return self._append(record if memory_bytes is None else record | {"memory_bytes": memory_bytes})
 
     def sample(self, step: int, text: str) -> None:

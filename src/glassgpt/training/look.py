@@ -52,8 +52,13 @@ class Look:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The evaluation with the lowest loss."""
-        return min(self.evaluations, key=lambda record: record["val_loss"], default=None)
+        """The evaluation with the lowest loss, of those that count (see `RunState.after_evaluation`)."""
+        return self._best(regular=False)
+
+    def _best(self, regular: bool) -> dict[str, Any] | None:
+        """Of all evaluations that count, or of the `regular` ones."""
+        counted = [r for r in self.evaluations if not r.get("skipping") and (r.get("regular", True) or not regular)]
+        return min(counted, key=lambda record: record["val_loss"], default=None)
 
     @property
     def last(self) -> dict[str, Any] | None:
@@ -63,9 +68,12 @@ class Look:
     @property
     def finished(self) -> bool:
         """Whether all steps are taken, or as many as patience allowed, and the last model was measured."""
-        if self.last is None or self.best is None or self.last["step"] < self.taken:
+        if self.last is None or self.last["step"] < self.taken:
             return False
-        return self.taken >= self.planned or self.record.settings.tired(self.taken - self.best["step"])
+        best = self._best(regular=True)
+        return self.taken >= self.planned or (
+            best is not None and self.record.settings.tired(self.taken - best["step"])
+        )
 
     @property
     def status(self) -> str:

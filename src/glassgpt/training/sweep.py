@@ -193,6 +193,7 @@ def sweep(
     device = pick_device(base.get("device", "auto"))
     for each in every:
         request_of(with_values(base, each), device).checked(device)
+    refusal: ValueError | None = None
     with locked(out), _opened(out, base, values) as failed:
         for number, (name, each) in enumerate(values.items(), 1):
             if name in failed or _is_finished(out / name):
@@ -206,14 +207,8 @@ def sweep(
                     else:
                         result = train(**with_values(base, each), out=out / name, progress=progress)
                 except ValueError as error:  # the text is too short, for one
-                    reason = " ".join(str(error).split())
-                    if not any(is_run(out / other) for other in values) and (
-                        len(values) == 1 or reason in failed.values()
-                    ):
-                        failed.clear()  # it is what they have in common
-                        raise
-                    failed[name] = reason
-                    message(f"failed: {reason}")
+                    failed[name], refusal = " ".join(str(error).split()), error
+                    message(f"failed: {failed[name]}")
                     continue
                 except (RuntimeError, MemoryError) as error:  # the loss was not finite, or the memory too small
                     failed[name] = " ".join(str(error).split())
@@ -224,6 +219,9 @@ def sweep(
                 plot_sweep(found.values, found.looks).savefig(temporary, format="png")
             if name not in failed and not result.finished:
                 return found
+        if refusal is not None and failed.keys() == values.keys() and len(set(failed.values())) == 1:
+            failed.clear()  # what is wrong is none of the choices
+            raise refusal
         _write(out, base, failed)
     return dataclasses.replace(_result(out, values, failed), finished=True)
 

@@ -65,13 +65,15 @@ class RunWriter:
             DTYPES[settings.dtype],
             ranks=self._ranks,
         )
-        state = state.after_evaluation(val_loss, regular=prepared.is_due(state.step))
+        regular, skipping = prepared.is_due(state.step), state.guard.skipped > 0
+        state = state.after_evaluation(val_loss, regular)
         if not self._writes:
             self._save(trainee, state)
             return state
         # first the log, whose last lines a resume drops if the checkpoint was never written
         memory = peak_memory_on(trainee.model.device)
-        record = self._log.evaluation(state.step, val_loss, prepared.bits_per_byte(val_loss), epoch, memory)
+        bits = prepared.bits_per_byte(val_loss)
+        record = self._log.evaluation(state.step, val_loss, bits, epoch, memory, regular=regular, skipping=skipping)
         checkpoint = self._save(trainee, state)
         if state.is_best or settings.keep == "last":
             publish(checkpoint, self._directory)
